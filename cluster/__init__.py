@@ -1,0 +1,1 @@
+"""On the machines: the node agent, rank discovery, signals and exit codes."""

@@ -1,0 +1,1 @@
+"""What a person edits: YAML groups, and the schema that checks them."""

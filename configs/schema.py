@@ -1,0 +1,377 @@
+"""Every configuration key: its type, unit, meaning, default and range.
+
+This is the single truth about configuration. Hydra composes YAML into plain values, `Config`
+checks them, the reference pages of the book are generated from it, and the trainer reads nothing
+else. A docstring under a field is its documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class ConfigError(ValueError):
+    """A mistake in the user's input. Its text is one line: key, value, what is allowed."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Paths = Annotated[list[str] | None, BeforeValidator(_as_list)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
+
+
+class Model(Section):
+    """What is trained. Sizes are those of a decoder-only transformer."""
+
+    name: str = ""
+    """The preset's name; set from the file chosen for the group."""
+    family: Literal["llama", "gpt2", "hf"]
+    """Architecture built from the sizes below, or `hf`: architecture and weights come from `path`."""
+    path: str | None = None
+    """Hugging Face directory or hub id to continue from; only with family hf."""
+    tokenizer: str | None = None
+    """Directory or hub id of a Hugging Face fast tokenizer; none means the one in path."""
+    layers: PositiveInt | None = None
+    """Transformer blocks."""
+    hidden: PositiveInt | None = None
+    """Width of the residual stream."""
+    heads: PositiveInt | None = None
+    """Attention (query) heads."""
+    kv_heads: PositiveInt | None = None
+    """Key and value heads; absent means as many as heads, fewer is grouped-query attention."""
+    ffn: PositiveInt | None = None
+    """Width of the feed-forward layer."""
+    vocabulary: PositiveInt | None = None
+    """Rows of the embedding table; at least as many as the tokenizer has ids."""
+    sequence_length: PositiveInt
+    """Tokens of a row that are predicted; a row holds one more."""
+    tied_embeddings: bool = False
+    """Whether input and output embeddings share one matrix."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary position embedding; family llama."""
+    norm_epsilon: PositiveFloat = 1e-5
+    """Added to the variance in normalisation layers."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability; family gpt2."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        sizes = ("layers", "hidden", "heads", "ffn", "vocabulary")
+        if self.family == "hf":
+            if not self.path:
+                raise ValueError("model.path=null: family hf needs a Hugging Face directory or hub id")
+            given = [key for key in (*sizes, "kv_heads") if getattr(self, key) is not None]
+            if given:
+                raise ValueError(
+                    f"model.{given[0]}={getattr(self, given[0])}: not allowed with family hf, "
+                    "the checkpoint in model.path fixes it"
+                )
+            return self
+        if self.tokenizer is None:
+            raise ValueError("model.tokenizer=null: needs a tokenizer's directory or hub id")
+        if self.path is not None:
+            raise ValueError(f"model.path={self.path}: only allowed with model=hf")
+        for key in sizes:
+            if getattr(self, key) is None:
+                raise ValueError(f"model.{key}=null: family {self.family} needs a whole number above 0")
+        assert self.hidden is not None
+        assert self.heads is not None
+        if self.hidden % self.heads:
+            raise ValueError(f"model.heads={self.heads}: must divide model.hidden={self.hidden}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"model.kv_heads={self.kv_heads}: must divide model.heads={self.heads}")
+        if self.family == "gpt2" and self.kv_heads not in (None, self.heads):
+            raise ValueError(f"model.kv_heads={self.kv_heads}: family gpt2 has one per head ({self.heads})")
+        return self
+
+
+class Budget(Section):
+    """How many tokens the run may train on."""
+
+    kind: Literal["chinchilla", "tokens", "flops", "epochs"]
+    """Which of the amounts below holds."""
+    tokens_per_parameter: PositiveFloat = 20.0
+    """Tokens per model parameter; kind chinchilla (Hoffmann et al. 2022)."""
+    tokens: PositiveInt | None = None
+    """Target tokens; kind tokens."""
+    flops: PositiveFloat | None = None
+    """Training FLOPs C; tokens = C / (6 N); kind flops."""
+    epochs: PositiveFloat | None = None
+    """Passes over the corpus with the largest weight; kind epochs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        for key in ("tokens", "flops", "epochs"):
+            value = getattr(self, key)
+            if self.kind == key and value is None:
+                raise ValueError(f"budget.{key}=null: budget={key} needs a number above 0")
+            if self.kind != key and value is not None:
+                raise ValueError(f"budget.{key}={value}: contradicts budget={self.kind}, choose budget={key}")
+        return self
+
+
+class Corpus(Section):
+    """One source of documents."""
+
+    train: Paths = None
+    """Shards: paths, globs or fsspec addresses of .json.gz, .jsonl, .jsonl.zst or .parquet files;
+    none means that the corpus is only evaluated."""
+    validation: Paths = None
+    """Held-out shards, in the same forms; none means no evaluation on this corpus."""
+    weight: PositiveFloat = 1.0
+    """Share of rows drawn from this corpus, relative to the other corpora."""
+    text_field: str = "text"
+    """Field of a document that holds its text."""
+
+
+class Data(Section):
+    """Text, its mixture and its order."""
+
+    corpora: dict[Name, Corpus] = Field(min_length=1)
+    """Corpora by name."""
+    lanes: PositiveInt = 16
+    """Independent streams the rows are dealt from; part of the order, so fixed for a run."""
+    shuffle_window: PositiveInt = 256
+    """Documents that are shuffled as one block."""
+    prefetch_batches: PositiveInt = 4
+    """Batches a rank prepares ahead of the loop."""
+    on_corrupt: Literal["skip", "fail"] = "skip"
+    """What a damaged document or shard does: skip it with an event, or end the run."""
+
+
+class Objective(Section):
+    """What the model learns to predict."""
+
+    kind: Literal["causal"] = "causal"
+    """causal: every next token."""
+
+
+class Sharding(Section):
+    """How model states are split over ranks."""
+
+    strategy: Literal["ddp", "fsdp"]
+    """ddp replicates everything; fsdp (FSDP2) shards parameters, gradients and optimizer."""
+    bucket_mib: PositiveFloat = 25.0
+    """Size of a gradient bucket in MiB; strategy ddp."""
+    reshard_after_forward: bool = True
+    """Free gathered parameters between forward and backward; strategy fsdp."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which gradients are summed; strategy fsdp."""
+
+
+class Precision(Section):
+    """Number formats. Weights and optimizer state are always kept in fp32."""
+
+    compute: Literal["fp32", "bf16"]
+    """Format of matrix products in forward and backward."""
+
+
+class Optimizer(Section):
+    """AdamW; weights of norms and biases are not decayed."""
+
+    lr: PositiveFloat
+    """Peak learning rate."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay."""
+    clip_norm: PositiveFloat = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+
+
+class Schedule(Section):
+    """Learning rate over the run, as a factor of optimizer.lr."""
+
+    kind: Literal["cosine", "linear", "wsd"]
+    """Shape after the warm-up; wsd stays at the peak and decays linearly at the end."""
+    warmup_fraction: Fraction = 0.02
+    """Share of the steps with a linearly rising rate."""
+    decay_fraction: Fraction = 0.2
+    """Share of the steps that decay; kind wsd."""
+    final_ratio: Fraction = 0.1
+    """Learning rate at the last step as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Schedule:
+        if self.kind == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"schedule.decay_fraction={self.decay_fraction}: "
+                f"with warmup_fraction={self.warmup_fraction} it must be at most 1 in sum"
+            )
+        return self
+
+
+class Checkpoint(Section):
+    """When the state of a run is saved, and how much of it is kept."""
+
+    every_steps: PositiveInt | None = None
+    """Steps between checkpoints; none means by time only."""
+    every_minutes: PositiveFloat | None = 30.0
+    """Minutes between checkpoints; none means by steps only."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints that stay on disk."""
+
+
+class Evaluation(Section):
+    """Perplexity on each corpus's validation shards."""
+
+    every_steps: PositiveInt | None = None
+    """Steps between evaluations; the first and the last step are always evaluated."""
+    rows: PositiveInt = 256
+    """Most rows read per corpus."""
+
+
+class Tracker(Section):
+    """Where metrics go besides RUN/metrics.jsonl."""
+
+    kind: Literal["none", "wandb", "tensorboard"] = "none"
+    """Service that receives the metrics."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+    """W&B's mode; offline needs no account, sync later with `wandb sync`."""
+    project: str = "trainyard"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; none means the account's default."""
+
+
+class PeakTflops(Section):
+    """Dense peak by number format."""
+
+    fp32: PositiveFloat | None = None
+    """TFLOP/s of fp32 matrix products as torch runs them by default; none where unknown."""
+    bf16: PositiveFloat | None = None
+    """TFLOP/s of bf16 matrix products without sparsity; none where unknown."""
+
+
+class Hardware(Section):
+    """The accelerator that plans are made for."""
+
+    name: str = ""
+    """The preset's name; set from the file chosen for the group."""
+    device_name: str | None = None
+    """Name torch reports for this device; MFU is computed only where it matches."""
+    memory_gib: PositiveFloat | None = None
+    """Memory a program can really use, GiB; none means the machine's own."""
+    peak_tflops: PeakTflops = PeakTflops()
+    """Dense peaks; none where unknown, MFU is then null."""
+    efficiency: Fraction = 0.4
+    """Share of the peak that a planned step is assumed to reach."""
+
+
+class Cluster(Section):
+    """Where the run is scheduled."""
+
+    kind: Literal["local"]
+    """local: worker processes on this machine."""
+    restarts: NonNegativeInt = 3
+    """Crashes in a row without a new checkpoint that are answered with a restart."""
+    stop_seconds: PositiveFloat = 120.0
+    """Longest time from a stop notice to the end of the workers, a save included."""
+
+
+class Run(Section):
+    """Identity of a run."""
+
+    name: Name | None = None
+    """Name; none means model and time of day."""
+    directory: str | None = None
+    """Run directory; none means runs/NAME under the current directory."""
+    export: bool = True
+    """Write the finished model to RUN/export as a Hugging Face directory."""
+
+
+class PlanOptions(Section):
+    """Behaviour of the planner."""
+
+    force: bool = False
+    """Start a run although the plan says that it does not fit."""
+
+
+class Config(Section):
+    """One run."""
+
+    model: Model
+    budget: Budget
+    data: Data
+    objective: Objective
+    sharding: Sharding
+    precision: Precision
+    optimizer: Optimizer
+    schedule: Schedule
+    checkpoint: Checkpoint
+    tracker: Tracker
+    hardware: Hardware
+    cluster: Cluster
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+    plan: PlanOptions = PlanOptions()
+    nodes: PositiveInt = 1
+    """Machines."""
+    gpus_per_node: PositiveInt = 1
+    """Workers per machine, one per GPU; also counts workers on a machine without GPUs."""
+    global_batch: PositiveInt
+    """Sequences per optimizer step over all ranks."""
+    micro_batch: PositiveInt
+    """Sequences per forward pass on one rank."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass recomputes of a block: nothing; all but attention and every second matrix
+    product; or everything."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile."""
+    log_every_steps: PositiveInt = 10
+    """Steps between rows of metrics.jsonl."""
+    seed: NonNegativeInt = 0
+    """Seed of the initial weights, of dropout and of the data order."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per rank and optimizer step."""
+        return self.global_batch // (self.micro_batch * self.world_size)
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        unit = self.micro_batch * self.world_size
+        if self.global_batch % unit:
+            nearest = max(1, round(self.global_batch / unit)) * unit
+            raise ValueError(
+                f"global_batch={self.global_batch}: must be a multiple of micro_batch x nodes x "
+                f"gpus_per_node = {unit}, for example {nearest}"
+            )
+        if self.checkpoint.every_steps is None and self.checkpoint.every_minutes is None:
+            raise ValueError("checkpoint.every_minutes=null: give checkpoint.every_steps or every_minutes")
+        return self

@@ -1,0 +1,1 @@
+"""Before and around a run: command line, plan, freeze, backends, registry, report. Never imports torch."""

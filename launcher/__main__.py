@@ -1,0 +1,5 @@
+"""`python -m launcher` is `trainyard`."""
+
+from launcher.cli import main
+
+main()

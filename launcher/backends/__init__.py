@@ -1,0 +1,1 @@
+"""Where agents are started: one module per scheduler."""

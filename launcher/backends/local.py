@@ -1,0 +1,112 @@
+"""Runs on this machine: starts the node agent, and starts it again when a run asks to be requeued."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from cluster import attempt as attempts
+from cluster import events, exit_codes
+from configs.load import load
+from launcher import registry
+from launcher.report import write_report
+
+POLL_SECONDS = 0.2
+
+
+def agent_command(run: Path) -> list[str]:
+    """What runs on the node. -P keeps the current directory out of the import path."""
+    return [sys.executable, "-P", "-m", "cluster.agent", str(run)]
+
+
+def submit(run: Path) -> int:
+    """Start a detached supervisor for the run and return its process id at once.
+
+    Raises ConfigError if another process minds the run already.
+    """
+    logs = run / "logs"
+    logs.mkdir(exist_ok=True)
+    with registry.hold(run) as held, (logs / "supervisor.log").open("ab") as log:
+        # The supervisor inherits the lock, so there is no moment without an owner.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "launcher.backends.local", str(run)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[held.fileno()],
+        )
+    return process.pid
+
+
+def supervise(run: Path, tick: Callable[[], None]) -> int:
+    """Mind a run to its end, as a scheduler would, and return its exit code. The caller holds the run.
+
+    A run that stops with a checkpoint (75) is started again unless the user asked for the stop:
+    by a signal to this process, or by a STOP file. `tick` is called several times a second.
+    """
+    code = _Supervisor(run).run(tick)
+    events.record(run, "ended", exit_code=code)
+    write_report(run)
+    return code
+
+
+class _Supervisor:
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._notice)
+
+    def run(self, tick: Callable[[], None]) -> int:
+        restarts = load(self._run / "config.yaml").cluster.restarts
+        lost_agents = 0
+        while True:
+            if self._stopped:
+                return exit_codes.REQUEUE
+            code = self._attempt(tick)
+            if self._stopped or (self._run / "STOP").exists():
+                return code
+            if code not in exit_codes.FINAL:
+                lost_agents += 1
+                events.record(self._run, "agent_lost", exit_code=code)
+            if code in exit_codes.FINAL - {exit_codes.REQUEUE} or lost_agents > restarts:
+                return code
+            events.record(self._run, "requeue", exit_code=code)
+
+    def _attempt(self, tick: Callable[[], None]) -> int:
+        logs = self._run / "logs" / f"attempt-{attempts.current(self._run) + 1}"
+        logs.mkdir(parents=True, exist_ok=True)
+        with (logs / "agent.log").open("ab") as log:
+            self._agent = subprocess.Popen(
+                agent_command(self._run),
+                env=os.environ | {"PYTHONPATH": str(self._run / "frozen" / "code")},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        while self._agent.poll() is None:
+            tick()
+            time.sleep(POLL_SECONDS)
+        return self._agent.returncode
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+        if self._agent is not None and self._agent.poll() is None:
+            self._agent.terminate()
+
+
+def main() -> int:
+    return supervise(Path(sys.argv[1]), lambda: None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

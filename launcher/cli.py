@@ -1,0 +1,289 @@
+"""`trainyard VERB ...`: the one program that people type."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cluster import exit_codes
+from configs.compose import compose
+from configs.load import unknown
+from configs.schema import Config, ConfigError
+
+FOLLOW_SECONDS = 0.2
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except ConfigError as error:
+        print(f"trainyard: {error}", file=sys.stderr)
+        sys.exit(exit_codes.BAD_INPUT)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(exit_codes.DONE)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code, raises ConfigError for a user's mistake."""
+    parser = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        raise ConfigError(unknown(arguments[0], arguments[0], VERBS).replace("no such key", "no such verb"))
+    options = parser.parse_args(arguments)
+    if options.verb is None:
+        parser.print_help()
+        return exit_codes.BAD_INPUT
+    code: int = options.action(options)
+    return code
+
+
+def plan(options: argparse.Namespace) -> int:
+    """what a run will take: parameters, tokens, FLOPs, memory, time"""
+    from launcher.plan.plan import make_plan
+
+    config = _config(options)
+    if options.cfg:
+        return _print_config(config)
+    answer = make_plan(config)
+    if options.json:
+        print(json.dumps(answer))
+    else:
+        _print_plan(answer, sys.stdout)
+    return exit_codes.DONE
+
+
+def train(options: argparse.Namespace) -> int:
+    """train on this machine and watch, Ctrl-C saves and stops"""
+    config = _config(options)
+    if options.cfg:
+        return _print_config(config)
+    return _watch_locally(_prepare(config))
+
+
+def launch(options: argparse.Namespace) -> int:
+    """submit a run to the cluster and return at once"""
+    from launcher.backends import local
+
+    config = _config(options)
+    if options.cfg:
+        return _print_config(config)
+    if options.dry_run:
+        from launcher.freeze import with_defaults
+
+        directory = with_defaults(config).run.directory
+        assert directory is not None
+        print(" ".join(local.agent_command(Path(directory))))
+        return exit_codes.DONE
+    prepared = _prepare(config)
+    pid = local.submit(prepared)
+    print(f"{prepared.name}: launched, process {pid}; `trainyard logs -f {prepared.name}` follows it")
+    return exit_codes.DONE
+
+
+def resume(options: argparse.Namespace) -> int:
+    """go on with a run that was stopped, from its newest checkpoint"""
+    from launcher import registry
+    from launcher.backends import local
+
+    directory = registry.find(options.run)
+    registry.hold(directory).close()
+    (directory / "STOP").unlink(missing_ok=True)
+    if options.detach:
+        local.submit(directory)
+        print(f"{directory.name}: resumed; `trainyard logs -f {directory.name}` follows it")
+        return exit_codes.DONE
+    return _watch_locally(directory)
+
+
+def runs(options: argparse.Namespace) -> int:
+    """list runs and their states"""
+    from rich.console import Console
+    from rich.table import Table
+
+    from launcher import registry
+
+    found = [
+        {"name": entry.name, "directory": str(entry.directory)} | registry.status(entry.directory)
+        for entry in registry.entries()
+    ]
+    if options.json:
+        print(json.dumps({"runs": found}))
+        return exit_codes.DONE
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "step", "loss", "reason", "directory"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        step = f"{row['step']}/{row['steps']}" if row["steps"] else str(row["step"])
+        loss = "" if row["loss"] is None else f"{row['loss']:.3f}"
+        table.add_row(row["name"], row["state"], step, loss, row["reason"] or "", row["directory"])
+    Console(highlight=False, markup=False).print(table)
+    return exit_codes.DONE
+
+
+def logs(options: argparse.Namespace) -> int:
+    """show a run's progress, or a rank's log; -f follows"""
+    from launcher import registry
+    from launcher.watch import Watch
+
+    directory = registry.find(options.run)
+    if options.rank is not None:
+        files = list(directory.glob(f"logs/attempt-*/rank-{options.rank}.log"))
+        if not files:
+            raise ConfigError(f"--rank={options.rank}: no log of this rank in {directory / 'logs'}")
+        newest = max(files, key=lambda file: int(file.parent.name.removeprefix("attempt-")))
+        return subprocess.run(["tail", "-n", "100", *(["-f"] if options.follow else []), newest]).returncode
+    with Watch(directory, from_start=True) as watch:
+        watch.tick()
+        while options.follow and registry.is_minded(directory):
+            time.sleep(FOLLOW_SECONDS)
+            watch.tick()
+    if options.follow:
+        _print_outcome(directory)
+    return exit_codes.DONE
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """save and stop a run at its next step; it is not started again"""
+    from launcher import registry
+
+    directory = registry.find(options.run)
+    if not registry.is_minded(directory):
+        raise ConfigError(f"{options.run}: this run is not being trained")
+    (directory / "STOP").touch()
+    print(f"{directory.name}: stops with a checkpoint at its next step")
+    return exit_codes.DONE
+
+
+def report(options: argparse.Namespace) -> int:
+    """write RUN/report.html: curves, evaluation, plan against actual"""
+    from launcher import registry
+    from launcher.report import write_report
+
+    print(write_report(registry.find(options.run)))
+    return exit_codes.DONE
+
+
+def sample(options: argparse.Namespace) -> int:
+    """let a run's exported model continue a prompt"""
+    from launcher import registry
+
+    directory = registry.find(options.run) / "export"
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: not exported yet; `trainyard export {options.run}` does it")
+    return _trainer("trainer.sampling", str(directory), *options.rest)
+
+
+def export(options: argparse.Namespace) -> int:
+    """write a checkpoint as a Hugging Face directory"""
+    from launcher import registry
+
+    return _trainer("trainer.export", str(registry.find(options.run)), *options.rest)
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    verb.__name__: verb for verb in (plan, train, launch, resume, runs, logs, cancel, report, sample, export)
+}
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="trainyard", description="Plan, dispatch and drive LLM pre-training.")
+    parser.set_defaults(verb=None)
+    verbs = parser.add_subparsers(metavar="VERB", parser_class=Parser)
+    for name, action in VERBS.items():
+        verb = verbs.add_parser(name, help=action.__doc__, description=action.__doc__)
+        verb.set_defaults(verb=name, action=action)
+        if name in ("plan", "train", "launch"):
+            verb.add_argument(
+                "overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as model=llama-7b"
+            )
+            verb.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+            verb.add_argument("--config-dir", type=Path, metavar="DIR", help="more YAML groups of your own")
+        elif name != "runs":
+            verb.add_argument("run", metavar="RUN", help="a run's name or directory")
+        if name in ("plan", "runs"):
+            verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verbs.choices["launch"].add_argument("--dry-run", action="store_true", help="print, submit nothing")
+    verbs.choices["resume"].add_argument("--detach", action="store_true", help="return at once")
+    verbs.choices["logs"].add_argument("-f", "--follow", action="store_true", help="until the run ends")
+    verbs.choices["logs"].add_argument("--rank", type=int, help="the log file of one rank")
+    for name, text in (
+        ("sample", "--prompt, --tokens, --temperature, ..."),
+        ("export", "--step N, --to DIR"),
+    ):
+        verbs.choices[name].add_argument("rest", nargs=argparse.REMAINDER, metavar="OPTION", help=text)
+    return parser
+
+
+def _config(options: argparse.Namespace) -> Config:
+    return compose(options.overrides, options.config_dir)
+
+
+def _print_config(config: Config) -> int:
+    print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), end="")
+    return exit_codes.DONE
+
+
+def _print_plan(answer: dict[str, Any], file: Any) -> None:
+    from rich.console import Console
+
+    from launcher.plan.table import render
+
+    Console(file=file).print(render(answer))
+
+
+def _prepare(config: Config) -> Path:
+    """Plan, refuse what cannot fit, freeze, and enter the run in the registry."""
+    from launcher import registry
+    from launcher.freeze import check_local_paths, freeze
+    from launcher.plan.plan import make_plan, refusal
+
+    if config.cluster.kind == "local":
+        check_local_paths(config)
+    answer = make_plan(config)
+    if reason := refusal(answer, config):
+        raise ConfigError(reason)
+    directory = freeze(config, answer)
+    registry.add(directory.name, directory, config.cluster.kind)
+    return directory
+
+
+def _watch_locally(directory: Path) -> int:
+    from launcher import registry
+    from launcher.backends import local
+    from launcher.watch import Watch
+
+    with registry.hold(directory), Watch(directory) as watch:
+        code = local.supervise(directory, watch.tick)
+    _print_outcome(directory)
+    return code
+
+
+def _print_outcome(directory: Path) -> None:
+    """The last line of a run: what it came to, and what to do next."""
+    from launcher import registry
+
+    status = registry.status(directory)
+    reason = f": {status['reason']}" if status["reason"] else ""
+    hint = f"; `trainyard resume {directory}` continues it" if status["state"] == "stopped" else ""
+    print(
+        f"trainyard: {directory}: {status['state']} at step {status['step']}{reason}{hint}", file=sys.stderr
+    )
+
+
+def _trainer(module: str, *arguments: str) -> int:
+    """Run a program that needs torch, in its own process, so that this one starts fast."""
+    return subprocess.run([sys.executable, "-P", "-m", module, *arguments]).returncode

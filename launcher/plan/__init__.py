@@ -1,0 +1,1 @@
+"""What will it take: parameters, tokens, FLOPs, memory and time, before anyone pays for a GPU."""

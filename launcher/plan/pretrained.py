@@ -1,0 +1,106 @@
+"""What does a Hugging Face checkpoint say about itself? config.json and safetensors headers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from configs.load import first_line
+from configs.schema import ConfigError
+
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+LOOKED_UP = re.compile(
+    r"(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|embed_positions|wpe)\.weight$"
+)
+BUFFERS = ("inv_freq", "masked_bias")
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """config.json of a local directory or a hub id. Raises ConfigError."""
+    directory = Path(path)
+    file = directory / "config.json" if directory.is_dir() else _download(path)
+    if not file.is_file():
+        raise ConfigError(f"model.path={path}: no config.json there, give a Hugging Face model directory")
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path={path}: config.json is not readable: {first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"model.path={path}: config.json must hold an object")
+    return values
+
+
+def size(config: dict[str, Any], path: str, *keys: str, default: int | None = None) -> int:
+    """The first of several spellings of a size in a config.json. Raises ConfigError without any."""
+    found = next((config[key] for key in keys if isinstance(config.get(key), int)), default)
+    if found is None:
+        raise ConfigError(f"model.path={path}: config.json lacks {' or '.join(keys)}")
+    return found
+
+
+def stored_parameters(path: str, config: dict[str, Any]) -> tuple[int, int, int]:
+    """Parameters, those active for a token, and looked-up ones, of any architecture.
+
+    Counted from the tensors in a directory; of a mixture's experts a token uses num_experts_per_tok.
+    Raises ConfigError when there is no readable safetensors file.
+    """
+    tensors = _tensor_sizes(path)
+    total = sum(tensors.values())
+    experts = sum(count for name, count in tensors.items() if ".experts." in name)
+    idle = 0
+    if experts:
+        number = size(config, path, "num_local_experts", "num_experts", "n_routed_experts")
+        idle = experts - experts * size(config, path, "num_experts_per_tok") // number
+    return total, total - idle, sum(count for name, count in tensors.items() if LOOKED_UP.search(name))
+
+
+def _tensor_sizes(path: str) -> dict[str, int]:
+    """Tensor name -> number of weights.
+
+    A safetensors header is 8 little-endian bytes of length, then JSON (huggingface.co/docs/safetensors).
+    Masks and rotary frequencies, which old checkpoints store too, are not weights.
+    """
+    sizes: dict[str, int] = {}
+    for file in sorted(Path(path).glob("model*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if length > file.stat().st_size:
+                    raise ValueError("the header is longer than the file")
+                header = json.loads(stream.read(length))
+                if not isinstance(header, dict):
+                    raise ValueError("the header is not an object")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.path={path}: {file.name} is damaged: {first_line(error)}") from None
+        sizes |= {
+            name: math.prod(tensor["shape"])
+            for name, tensor in header.items()
+            if name != "__metadata__"
+            and tensor["dtype"].startswith(("F", "BF"))
+            and not name.endswith(BUFFERS)
+        }
+    if not sizes:
+        raise ConfigError(
+            f"model.path={path}: this architecture is sized from its weights, "
+            "give a directory with model*.safetensors"
+        )
+    return sizes
+
+
+def _download(path: str) -> Path:
+    if not HUB_ID.fullmatch(path):
+        raise ConfigError(f"model.path={path}: no such directory")
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(path, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        return Path(hf_hub_download(path, "config.json"))
+    except Exception as error:  # what the hub's HTTP library raises depends on its version
+        raise ConfigError(
+            f"model.path={path}: neither a directory nor fetched from the hub: {first_line(error)}"
+        ) from None

@@ -1,0 +1,229 @@
+"""The plan is one JSON object, quickly, without torch; a plan that cannot fit is refused."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from configs.compose import ROOT, compose
+from launcher.plan.plan import make_plan, refusal
+from launcher.plan.table import count, duration, render
+
+ON_H100 = [
+    "model=llama-7b",
+    "hardware=h100-sxm-80gb",
+    "sharding=fsdp",
+    "nodes=8",
+    "gpus_per_node=8",
+    "micro_batch=4",
+]
+CONTRACT = {
+    "model": {
+        "name",
+        "parameters",
+        "parameters_active",
+        "parameters_embedding",
+        "layers",
+        "hidden",
+        "heads",
+        "kv_heads",
+        "ffn",
+        "vocabulary",
+        "sequence_length",
+    },
+    "budget": {
+        "kind",
+        "tokens",
+        "tokens_per_parameter",
+        "steps",
+        "global_batch_tokens",
+        "epochs",
+        "verdict",
+    },
+    "compute": {"flops", "flops_per_token", "recomputed_flops_per_token", "petaflop_s_days"},
+    "memory": {
+        "strategy",
+        "components_gib",
+        "active_gib",
+        "reserved_gib",
+        "device_gib",
+        "limit_gib",
+        "verdict",
+        "by_strategy",
+    },
+    "time": {"step_seconds", "tokens_per_second", "mfu", "days", "seconds", "bound_by"},
+    "checkpoint": {"size_gib"},
+    "world": {
+        "nodes",
+        "gpus_per_node",
+        "world_size",
+        "global_batch",
+        "micro_batch",
+        "accumulation",
+        "hardware",
+        "precision",
+        "sharding",
+    },
+}
+
+
+def plan(*overrides: str) -> dict[str, Any]:
+    return make_plan(compose(list(overrides)))
+
+
+def refused(*overrides: str) -> str | None:
+    config = compose(list(overrides))
+    return refusal(make_plan(config), config)
+
+
+@pytest.mark.parametrize("overrides", [ON_H100, ["hardware=cpu"], ["hardware=v100-sxm2-32gb"]])
+def test_a_plan_is_json_with_every_key_of_the_contract(overrides: list[str]) -> None:
+    made = plan(*overrides)
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    assert {key: set(section) for key, section in made.items() if key != "assumptions"} == CONTRACT
+    assert set(made["memory"]["by_strategy"]) == {"ddp", "fsdp"}
+    assert all(isinstance(sentence, str) for sentence in made["assumptions"].values())
+
+
+def test_the_chosen_strategy_is_the_one_reported() -> None:
+    memory = plan(*ON_H100)["memory"]
+    assert memory["strategy"] == "fsdp"
+    assert memory["reserved_gib"] == memory["by_strategy"]["fsdp"]["reserved_gib"]
+    assert memory["by_strategy"]["ddp"]["active_gib"] > 3 * memory["by_strategy"]["fsdp"]["active_gib"]
+
+
+def test_total_compute_and_time_follow_from_flops_per_token() -> None:
+    made = plan(*ON_H100)
+    compute, budget, pace = made["compute"], made["budget"], made["time"]
+    assert compute["flops"] == compute["flops_per_token"] * budget["tokens"]
+    assert compute["petaflop_s_days"] == pytest.approx(compute["flops"] / 8.64e19)
+    step_flops = compute["flops_per_token"] * budget["global_batch_tokens"]
+    assert pace["step_seconds"] == pytest.approx(step_flops / (64 * 989.5e12 * 0.4))
+    assert pace["seconds"] == pytest.approx(pace["step_seconds"] * budget["steps"])
+    assert pace["days"] == pytest.approx(pace["seconds"] / 86400)
+    assert pace["tokens_per_second"] == pytest.approx(budget["global_batch_tokens"] / pace["step_seconds"])
+    assert pace["mfu"] == pytest.approx(0.4)
+    assert pace["bound_by"] == "compute"
+
+
+def test_recomputation_takes_time_but_counts_in_neither_flops_nor_mfu() -> None:
+    kept = plan(*ON_H100)
+    repeated = plan(*ON_H100, "activation_checkpointing=full")
+    assert repeated["compute"]["flops"] == kept["compute"]["flops"]
+    assert 1.25 < repeated["time"]["step_seconds"] / kept["time"]["step_seconds"] < 1.34
+    assert repeated["time"]["mfu"] * repeated["time"]["step_seconds"] == pytest.approx(
+        kept["time"]["mfu"] * kept["time"]["step_seconds"]
+    )
+
+
+def test_an_unknown_peak_gives_no_time_rather_than_a_guess() -> None:
+    made = plan("hardware=v100-sxm2-32gb", "precision=bf16")
+    assert set(made["time"].values()) == {None}
+    assert "hardware.peak_tflops.bf16" in made["assumptions"]["time"]
+    assert plan("hardware=v100-sxm2-32gb", "precision=fp32")["time"]["days"] > 0
+
+
+def test_on_cpu_the_machine_is_timed_and_shared_among_its_workers() -> None:
+    alone, shared = plan("hardware=cpu"), plan("hardware=cpu", "gpus_per_node=4")
+    assert alone["time"]["mfu"] is None
+    assert alone["time"]["step_seconds"] == pytest.approx(shared["time"]["step_seconds"])
+    assert "timed on this machine" in alone["assumptions"]["time"]
+
+
+def test_a_checkpoint_holds_twelve_bytes_per_parameter() -> None:
+    assert plan("model=llama-7b")["checkpoint"]["size_gib"] == pytest.approx(12 * 6_738_415_616 / 2**30)
+
+
+def test_what_does_not_fit_is_refused_in_one_line_that_says_what_to_change() -> None:
+    line = refused("model=llama-7b", "hardware=h100-sxm-80gb", "micro_batch=8")
+    assert line is not None
+    assert "\n" not in line
+    assert line.startswith("micro_batch=8: needs ")
+    for part in (
+        "h100-sxm-80gb has 79.1",
+        "lower micro_batch",
+        "activation_checkpointing=full",
+        "sharding=fsdp",
+    ):
+        assert part in line
+    assert line.endswith("or plan.force=true")
+
+
+def test_a_refusal_does_not_suggest_what_is_already_so() -> None:
+    line = refused(
+        "model=llama-65b",
+        "hardware=h100-sxm-80gb",
+        "micro_batch=1",
+        "sharding=fsdp",
+        "activation_checkpointing=full",
+    )
+    assert line is not None
+    for part in ("lower micro_batch", "activation_checkpointing", "sharding=fsdp"):
+        assert part not in line
+
+
+def test_what_fits_or_is_forced_is_not_refused() -> None:
+    assert refused(*ON_H100, "micro_batch=1") is None
+    assert refused("model=llama-7b", "hardware=h100-sxm-80gb", "plan.force=true") is None
+
+
+def test_planning_imports_no_torch_and_takes_less_than_a_second() -> None:
+    code = (
+        "import sys, time\n"
+        "from configs.compose import compose\n"
+        "config = compose(['hardware=cpu'])\n"
+        "start = time.perf_counter()\n"
+        "from launcher.plan.plan import make_plan\n"
+        "from launcher.plan.table import render\n"
+        "render(make_plan(config))\n"
+        "print(time.perf_counter() - start, *{'torch', 'transformers', 'jax'} & set(sys.modules))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
+    seconds, *imported = ran.stdout.split()
+    assert imported == []
+    assert float(seconds) < 1
+
+
+def test_a_second_plan_is_instant() -> None:
+    config = compose(ON_H100)
+    start = time.perf_counter()
+    make_plan(config)
+    assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.parametrize(
+    "overrides", [ON_H100, ["hardware=cpu"], ["hardware=v100-sxm2-32gb", "model=gpt2-124m"]]
+)
+def test_the_table_tells_people_the_essentials(overrides: list[str]) -> None:
+    made = plan(*overrides)
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(render(made))
+    for text in (
+        made["model"]["name"],
+        count(made["model"]["parameters"]),
+        made["memory"]["verdict"],
+        made["budget"]["verdict"],
+        made["world"]["hardware"],
+    ):
+        assert text in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(6_738_415_616, "6.74 B"), (134_768_312_320, "134.8 B"), (22_709_504, "22.7 M"), (524_288, "524.3 k")],
+)
+def test_counts_are_shortened(number: int, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.25, "0.25 seconds"), (90, "1.5 minutes"), (5400, "1.5 hours"), (8_640_000, "100.0 days")],
+)
+def test_durations_take_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,164 @@
+"""Batches of a rank, prepared ahead by a thread, and the position that a checkpoint stores."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster import events
+from configs.schema import Config
+from trainer.data.lanes import Cursor, Lane
+from trainer.data.order import Order
+from trainer.data.shards import Damage, DamagedShard, Shard
+from trainer.data.tokenizer import DocumentTokenizer, Tokens
+
+Cursors = dict[tuple[str, int], Cursor]
+"""(corpus, lane) -> cursor."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the run has read: rows consumed by all ranks, and the cursors this rank knows."""
+
+    rows: int
+    cursors: Cursors
+
+    @classmethod
+    def merged(cls, positions: list[Position]) -> Position:
+        """One position from all ranks': of each lane, the cursor of the rank that read furthest."""
+        cursors: Cursors = {}
+        for position in positions:
+            for key, cursor in position.cursors.items():
+                if key not in cursors or cursor.rows > cursors[key].rows:
+                    cursors[key] = cursor
+        return cls(positions[0].rows, cursors)
+
+    def to_json(self) -> dict[str, Any]:
+        lanes = [[corpus, lane, *cursor] for (corpus, lane), cursor in sorted(self.cursors.items())]
+        return {"rows": self.rows, "lanes": lanes}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Position:
+        return cls(value["rows"], {(c, lane): Cursor(*cursor) for c, lane, *cursor in value["lanes"]})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's rows of one global batch."""
+
+    rows: Tokens
+    """Shape [global_batch / world_size, sequence_length + 1]."""
+    position: Position
+    """Where the run stands once this batch is consumed."""
+
+
+class Loader:
+    """Deals out this rank's batches in order, from a position on."""
+
+    def __init__(
+        self,
+        config: Config,
+        shards: dict[str, list[Shard]],
+        tokenizer: DocumentTokenizer,
+        *,
+        run: Path,
+        rank: int,
+        world_size: int,
+        position: Position,
+    ) -> None:
+        weights = {name: config.data.corpora[name].weight for name in shards}
+        self._order = Order(weights, config.data.lanes, config.seed)
+        self._config = config
+        self._shards = shards
+        self._tokenizer = tokenizer
+        self._run = run
+        self._rank = rank
+        self._world_size = world_size
+        self._reported: set[tuple[str, int]] = set()
+        self._cursors: Cursors = dict(position.cursors)
+        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._rows_dealt = {key: cursor.rows for key, cursor in position.cursors.items()}
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.data.prefetch_batches)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._produce, args=(position.rows,), daemon=True)
+        self._thread.start()
+
+    def next_batch(self) -> Batch:
+        """The next batch; raises what the preparing thread met, ConfigError for a user's mistake."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the preparing thread; batches not yet taken are read again after a resume."""
+        self._closed.set()
+        while self._thread.is_alive():
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._thread.join(timeout=0.05)
+
+    def _produce(self, first: int) -> None:
+        try:
+            while not self._closed.is_set():
+                self._queue.put(self._prepare(first))
+                first += self._config.global_batch
+        except BaseException as error:  # handed to the training thread, which raises it
+            self._queue.put(error)
+
+    def _prepare(self, first: int) -> Batch:
+        count = self._config.global_batch
+        mine = set(self._order.rows_of_rank(first, count, self._rank, self._world_size))
+        rows = np.empty((len(mine), self._config.model.sequence_length + 1), dtype=np.int32)
+        filled = 0
+        for row in range(first, first + count):
+            corpus, lane = self._order.source(row)
+            key = (self._order.mixture.corpora[corpus], lane)
+            index = self._rows_dealt.get(key, 0)
+            self._rows_dealt[key] = index + 1
+            if row in mine:
+                rows[filled] = self._row(key, index)
+                filled += 1
+        return Batch(rows, Position(first + count, dict(self._cursors)))
+
+    def _row(self, key: tuple[str, int], index: int) -> Tokens:
+        """Row number `index` of a lane; rows that other ranks computed are read past."""
+        lane = self._lanes.get(key) or self._open(key)
+        while True:
+            row = lane.next_row()
+            if lane.cursor.rows == index + 1:
+                self._cursors[key] = lane.cursor
+                return row
+
+    def _open(self, key: tuple[str, int]) -> Lane:
+        name, number = key
+        data = self._config.data
+        self._lanes[key] = Lane(
+            name,
+            self._shards[name],
+            data.corpora[name].text_field,
+            self._tokenizer,
+            lane=number,
+            lanes=data.lanes,
+            sequence_length=self._config.model.sequence_length,
+            shuffle_window=data.shuffle_window,
+            seed=self._config.seed,
+            on_damage=self._on_damage,
+            cursor=self._cursors.get(key, Cursor()),
+        )
+        return self._lanes[key]
+
+    def _on_damage(self, damage: Damage) -> None:
+        if self._config.data.on_corrupt == "fail":
+            raise DamagedShard(
+                f"data.on_corrupt=fail: {damage.shard}, document {damage.document}: {damage.reason}"
+            )
+        place = (damage.shard, -1 if damage.rest_lost else damage.document)
+        if place not in self._reported:
+            self._reported.add(place)
+            events.record(self._run, "data_damage", rank=self._rank, **vars(damage))

@@ -1,0 +1,95 @@
+"""Perplexity of held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs.schema import Config
+from trainer import objective
+from trainer.data.shards import Damage, Shard, documents
+from trainer.data.tokenizer import DocumentTokenizer
+from trainer.distributed import World
+
+Rows = NDArray[np.int32]
+DOCUMENTS_PER_ENCODE = 64
+
+
+def validation_rows(
+    shards: list[Shard],
+    text_field: str,
+    tokenizer: DocumentTokenizer,
+    sequence_length: int,
+    most_rows: int,
+    on_damage: Callable[[Damage], None],
+) -> Rows:
+    """Documents in file order, concatenated and cut: [rows, sequence_length + 1].
+
+    Rows overlap by one token, so each token but the first is a target once. The last row is filled
+    up with objective.IGNORED.
+    """
+    wanted = most_rows * sequence_length + 1
+    pieces: list[Rows] = []
+    collected = 0
+    for texts in _batches(shards, text_field, on_damage):
+        pieces += tokenizer.encode(texts)
+        collected += sum(map(len, pieces[-len(texts) :]))
+        if collected >= wanted:
+            break
+    tokens = np.concatenate(pieces)[:wanted] if pieces else np.empty(0, np.int32)
+    count = math.ceil(max(0, len(tokens) - 1) / sequence_length)
+    padded = np.full(count * sequence_length + 1, objective.IGNORED, np.int32)
+    padded[: len(tokens)] = tokens[: len(padded)]
+    starts = np.arange(count)[:, None] * sequence_length
+    rows: Rows = padded[starts + np.arange(sequence_length + 1)]
+    return rows
+
+
+def perplexities(
+    logits: Callable[[Tensor], Tensor], corpora: dict[str, Rows], config: Config, world: World
+) -> dict[str, float]:
+    """eval/CORPUS/loss (mean over target tokens, nats) and eval/CORPUS/perplexity of each corpus."""
+    results: dict[str, float] = {}
+    for name, rows in corpora.items():
+        total = torch.zeros(2, dtype=torch.float64, device=world.device)
+        for chunk in _shares(rows, config.micro_batch, world):
+            tensor = torch.from_numpy(chunk).long().to(world.device)
+            targets = tensor[:, 1:]
+            with torch.no_grad():
+                loss = objective.loss_sum(logits(tensor[:, :-1].clamp(min=0)), targets)
+            total += torch.stack([loss.double(), (targets != objective.IGNORED).sum().double()])
+        torch.distributed.all_reduce(total)
+        loss_sum, tokens = total.tolist()
+        mean = loss_sum / tokens
+        results[f"eval/{name}/loss"] = mean
+        results[f"eval/{name}/perplexity"] = math.exp(min(mean, 700.0))
+    return results
+
+
+def _batches(
+    shards: list[Shard], text_field: str, on_damage: Callable[[Damage], None]
+) -> Iterator[list[str]]:
+    texts: list[str] = []
+    for shard in shards:
+        for _, text in documents(shard, text_field, on_damage):
+            texts.append(text)
+            if len(texts) == DOCUMENTS_PER_ENCODE:
+                yield texts
+                texts = []
+    if texts:
+        yield texts
+
+
+def _shares(rows: Rows, micro_batch: int, world: World) -> Iterator[Rows]:
+    """This rank's rows by micro batches; every rank gets equally many, some without any target."""
+    unit = micro_batch * world.size
+    padded = np.full((math.ceil(len(rows) / unit) * unit, rows.shape[1]), objective.IGNORED, np.int32)
+    padded[: len(rows)] = rows
+    own = padded[world.rank :: world.size]
+    for start in range(0, len(own), micro_batch):
+        yield own[start : start + micro_batch]

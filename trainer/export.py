@@ -1,0 +1,128 @@
+"""A checkpoint as a Hugging Face directory: `python -P -m trainer.export RUN [--step N] [--to DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from cluster import events, exit_codes
+from configs.load import load
+from configs.schema import Config, ConfigError
+from trainer.checkpoint.manifest import Manifest
+from trainer.data.tokenizer import DocumentTokenizer, load_tokenizer
+from trainer.model import architecture_of
+
+CHECK_TOKENS = 64
+
+
+def export(run: Path, step: int | None, target: Path) -> Path:
+    """Write model, tokenizer and model card of a checkpoint (the newest by default) to `target`.
+
+    The directory is loaded again as a user would, and its logits must equal those of the weights in
+    the checkpoint, bit for bit. Raises ConfigError if there is no such whole checkpoint.
+    """
+    config = load(run / "config.yaml")
+    name = "latest" if step is None else f"step-{step:08d}"
+    checkpoint = (run / "checkpoints" / name).resolve()
+    if not checkpoint.is_dir():
+        raise ConfigError(f"{run / 'checkpoints' / name}: no such checkpoint")
+    try:
+        problem = Manifest.read(checkpoint).problem(checkpoint)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(f"{checkpoint}: damaged: {problem}")
+    tokenizer = load_tokenizer(config.model)
+    model = _model(config, tokenizer, checkpoint)
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.pretrained.save_pretrained(temporary)
+    (temporary / "README.md").write_text(_model_card(run, config, checkpoint))
+    _check(model, temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    return target
+
+
+def _model(config: Config, tokenizer: DocumentTokenizer, checkpoint: Path) -> PreTrainedModel:
+    architecture = architecture_of(config.model)
+    architecture.eos_token_id = architecture.bos_token_id = tokenizer.end_of_document
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    model.eval()
+    weights = {f"weight/{name}": tensor.detach() for name, tensor in model.named_parameters()}
+    load_tensors(weights, checkpoint_id=checkpoint, no_dist=True)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.end_of_document, pad_token_id=tokenizer.end_of_document
+    )
+    return model
+
+
+def _check(model: PreTrainedModel, directory: Path) -> None:
+    """Raise RuntimeError unless the directory gives the same logits as the model in memory."""
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    length = min(CHECK_TOKENS, getattr(model.config, "max_position_embeddings", CHECK_TOKENS))
+    inputs = torch.arange(length)[None] * 7919 % model.config.vocab_size
+    with torch.no_grad():
+        difference = (model(inputs).logits - loaded(inputs).logits).abs().max().item()
+    if difference != 0.0:
+        raise RuntimeError(f"{directory}: logits differ by {difference} from the checkpoint's")
+
+
+def _model_card(run: Path, config: Config, checkpoint: Path) -> str:
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    total = sum(corpus.weight for corpus in config.data.corpora.values() if corpus.train)
+    mixture = [
+        f"- {name}: {corpus.weight / total:.1%} of the rows"
+        for name, corpus in config.data.corpora.items()
+        if corpus.train
+    ]
+    last: dict[str, float] = {}
+    for row in events.read(run / "metrics.jsonl"):
+        if row["step"] <= state["step"]:
+            last |= {key: value for key, value in row.items() if key.endswith("/perplexity")}
+    perplexities = [f"- {key.split('/')[1]}: {value:.2f}" for key, value in last.items()]
+    return "\n".join(
+        [
+            f"# {config.run.name}",
+            "",
+            f"Parent: {config.model.path or f'none, {config.model.name} from random weights'}.",
+            f"Trained with Trainyard for {state['step']:,} steps on {state['tokens']:,} tokens.",
+            "",
+            "## Data mixture",
+            *mixture,
+            "",
+            "## Perplexity on held-out text",
+            *(perplexities or ["Not evaluated."]),
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="trainyard export")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--step", type=int)
+    parser.add_argument("--to", type=Path)
+    arguments = parser.parse_args()
+    run: Path = arguments.run
+    try:
+        target = export(run, arguments.step, arguments.to or run / "export")
+    except ConfigError as error:
+        print(f"trainyard: {error}", file=sys.stderr)
+        return exit_codes.BAD_INPUT
+    events.record(run, "exported", path=str(target))
+    print(target)
+    return exit_codes.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

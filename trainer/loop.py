@@ -1,0 +1,71 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+
+from cluster import exit_codes
+from cluster.signals import StopNotice
+from trainer import objective
+from trainer.schedule import learning_rate
+from trainer.session import Session
+
+
+def train(session: Session, stop: StopNotice) -> int:
+    """Train until the budget is spent or a stop is asked for; returns an exit code.
+
+    Whatever happens, the newest checkpoint under RUN/checkpoints is whole.
+    """
+    config, world, strategy = session.config, session.world, session.strategy
+    session.throughput.restart()
+    while session.step < session.steps:
+        batch = session.next_batch()
+        rows = torch.from_numpy(batch.rows).long()
+        inputs, targets = objective.causal(rows)
+        # The only thing ranks tell each other on the host: once a step, so that all stop and save together.
+        tokens, stopping, saving = world.sum(
+            objective.target_tokens(targets), stop.requested, session.save_is_due
+        )
+        if stopping:
+            break
+        inputs, targets = inputs.to(world.device), targets.to(world.device)
+        seed_step(config.seed, session.step, world.rank)
+        lr = learning_rate(session.step, session.steps, config.optimizer.lr, config.schedule)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+        for start in range(0, len(rows), config.micro_batch):
+            micro = slice(start, start + config.micro_batch)
+            with strategy.gradients(complete=micro.stop >= len(rows)):
+                loss = objective.loss_sum(strategy.logits(inputs[micro]), targets[micro])
+                # Ranks' gradients are averaged: times world size, over all target tokens, is the mean.
+                (loss * (world.size / tokens)).backward()
+            loss_sum += loss.detach()
+        session.grad_norm = strategy.step(lr)
+        session.step, session.position = session.step + 1, batch.position
+        session.throughput.steps += 1
+
+        last = session.step == session.steps
+        if last or _every(config.log_every_steps, session.step):
+            dist.all_reduce(loss_sum)
+            session.log_step(loss_sum.item() / tokens, lr)
+        if last or _every(config.evaluation.every_steps, session.step):
+            session.evaluate()
+        if last or saving or _every(config.checkpoint.every_steps, session.step):
+            session.save()
+    stopped = session.step < session.steps
+    if session.saved_step < session.step:
+        session.save()
+    session.close((stop.reason or "another rank") if stopped else None)
+    return exit_codes.REQUEUE if stopped else exit_codes.DONE
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers (dropout) are a function of seed, step and rank, so none have to be saved."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _every(cadence: int | None, step: int) -> bool:
+    return cadence is not None and step % cadence == 0

@@ -1,0 +1,144 @@
+"""Models: transformers modules from sizes or from a checkpoint, ready to be sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+
+from configs.schema import Config, ConfigError, Model
+
+
+def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn.Module:
+    """The model in fp32 on the CPU, the same on every rank: from model.path, or random by seed.
+
+    Raises ConfigError when the checkpoint cannot be loaded, the rows are longer than its positions
+    reach, or the tokenizer (of `tokenizer_size` ids) has ids beyond the embedding table.
+    """
+    model = config.model
+    architecture = architecture_of(model)
+    limit = getattr(architecture, "max_position_embeddings", None)
+    if limit is not None and model.sequence_length > limit:
+        raise ConfigError(
+            f"model.sequence_length={model.sequence_length}: {model.path} has {limit} positions"
+        )
+    if tokenizer_size > architecture.vocab_size:
+        key = "model.vocabulary" if model.path is None else "model.tokenizer"
+        value = architecture.vocab_size if model.path is None else model.tokenizer
+        raise ConfigError(
+            f"{key}={value}: the tokenizer has {tokenizer_size} ids, the model {architecture.vocab_size} rows"
+        )
+    if model.path is not None:
+        module = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    else:
+        architecture.eos_token_id = end_of_document
+        architecture.bos_token_id = end_of_document
+        torch.manual_seed(config.seed)
+        module = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    module.train()
+    if config.activation_checkpointing != "none":
+        _recompute_activations(module, selective=config.activation_checkpointing == "selective")
+    if config.compile:
+        for block in blocks(module):
+            block.compile()
+    return module
+
+
+def architecture_of(model: Model) -> PreTrainedConfig:
+    """The transformers configuration of a model. Raises ConfigError naming model.path."""
+    sizes: dict[str, Any]
+    match model.family:
+        case "llama":
+            sizes = {
+                "vocab_size": model.vocabulary,
+                "hidden_size": model.hidden,
+                "intermediate_size": model.ffn,
+                "num_hidden_layers": model.layers,
+                "num_attention_heads": model.heads,
+                "num_key_value_heads": model.kv_heads or model.heads,
+                "max_position_embeddings": model.sequence_length,
+                "rms_norm_eps": model.norm_epsilon,
+                "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+                "tie_word_embeddings": model.tied_embeddings,
+            }
+            return LlamaConfig(**sizes)
+        case "gpt2":
+            sizes = {
+                "vocab_size": model.vocabulary,
+                "n_embd": model.hidden,
+                "n_inner": model.ffn,
+                "n_layer": model.layers,
+                "n_head": model.heads,
+                "n_positions": model.sequence_length,
+                "layer_norm_epsilon": model.norm_epsilon,
+                "resid_pdrop": model.dropout,
+                "embd_pdrop": model.dropout,
+                "attn_pdrop": model.dropout,
+                "tie_word_embeddings": model.tied_embeddings,
+            }
+            return GPT2Config(**sizes)
+        case "hf":
+            assert model.path is not None
+            try:
+                architecture: PreTrainedConfig = AutoConfig.from_pretrained(model.path)
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0][:200]
+                raise ConfigError(f"model.path={model.path}: no Hugging Face model: {reason}") from None
+            return architecture
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, in order: the units of sharding, recomputation and compilation."""
+    names = set(getattr(module, "_no_split_modules", None) or ())
+    return [child for child in module.modules() if type(child).__name__ in names]
+
+
+def flops_per_token(module: nn.Module, sequence_length: int) -> float:
+    """FLOPs per trained token, 6 N + 12 L H Q T, N without input embeddings (Chowdhery et al. 2022).
+
+    H heads of width Q in L layers. A tied embedding matrix counts once, for the output product.
+    """
+    config: Any = module.config
+    total = sum(parameter.numel() for parameter in module.parameters())
+    inputs = sum(p.numel() for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
+    if config.tie_word_embeddings:
+        inputs -= module.get_output_embeddings().weight.numel()  # type: ignore[operator]
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    attention: int = config.num_hidden_layers * width * sequence_length
+    return 6.0 * (total - inputs) + 12.0 * attention
+
+
+def _recompute_activations(module: nn.Module, *, selective: bool) -> None:
+    """Recompute activations in the backward pass: all of a block, or all but its costly products."""
+    options: dict[str, Any] = {"use_reentrant": False}
+    if selective:
+        options["context_fn"] = _keep_products
+    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
+
+
+def _keep_products() -> Any:
+    """Save attention and every second matrix product, recompute the rest, as torchtitan's policy does."""
+    aten = torch.ops.aten
+    products = {aten.mm.default, aten.addmm.default}
+    attention = {
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    }
+    seen = {False: 0, True: 0}  # the forward pass and its recomputation meet the same products
+
+    def policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+        if operator in products:
+            seen[context.is_recompute] += 1
+            kept = seen[context.is_recompute] % 2 == 1
+        else:
+            kept = operator in attention
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)

@@ -1,0 +1,179 @@
+"""Everything a run holds between its first and its last step, and what it does besides training."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster import events
+from configs.schema import Config
+from trainer import objective
+from trainer.checkpoint.store import Store
+from trainer.corpora import load_corpora, steps_of
+from trainer.data.loader import Batch, Loader, Position
+from trainer.distributed import World
+from trainer.evaluation import Rows, perplexities
+from trainer.model import build_model, flops_per_token
+from trainer.sharding import Strategy, shard
+from trainer.throughput import Throughput
+from trainer.tracking import Metrics
+
+
+class Diverged(RuntimeError):
+    """Loss or gradient norm is not a finite number; such weights are never saved."""
+
+
+@dataclass
+class Session:
+    """A run in progress, at the boundary between two steps."""
+
+    run: Path
+    config: Config
+    world: World
+    steps: int
+    """Steps of the whole run."""
+    step: int
+    """Steps done."""
+    position: Position
+    """How far the data has been consumed."""
+    module: nn.Module
+    strategy: Strategy
+    loader: Loader
+    validation: dict[str, Rows]
+    store: Store
+    metrics: Metrics | None
+    """Only on rank 0."""
+    throughput: Throughput
+    grad_norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Global norm of the last step's gradient, before clipping."""
+    saved_step: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens trained on so far."""
+        return self.step * self.config.global_batch * self.config.model.sequence_length
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether this rank's clock says that a checkpoint is due; ranks agree on it before they save."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def next_batch(self) -> Batch:
+        """This rank's rows of the next global batch; waiting for them is booked as data time."""
+        began = time.perf_counter()
+        batch = self.loader.next_batch()
+        self.throughput.data_seconds += time.perf_counter() - began
+        return batch
+
+    def log_step(self, loss: float, lr: float) -> None:
+        """Write a row of metrics. Raises Diverged instead if loss or gradient norm is not finite."""
+        row = {"loss": loss, "lr": lr, "grad_norm": self.grad_norm.item()}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                self._diverged(name, value)
+        self._log(row | self.throughput.row())
+        self.throughput.restart()
+
+    def evaluate(self) -> None:
+        """Perplexity of every corpus that has held-out text."""
+        self.module.eval()
+        results = perplexities(self.strategy.logits, self.validation, self.config, self.world)
+        self.module.train()
+        if results:
+            self._log(results)
+        self.throughput.restart()
+
+    def save(self) -> None:
+        """Write a checkpoint. Raises NoSpace on a full disk, Diverged when the weights are not finite."""
+        if not math.isfinite(self.grad_norm.item()):
+            self._diverged("grad_norm", self.grad_norm.item())
+        position = Position.merged(self.world.gather(self.position))
+        state = {"step": self.step, "tokens": self.tokens, "data": position.to_json()}
+        self.store.save(self.step, self.strategy.state(self.step), state)
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.throughput.restart()
+
+    def close(self, reason: str | None) -> None:
+        """End a run that is done, or stopped for a reason."""
+        self.loader.close()
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.world.main:
+            outcome = {"reason": reason} if reason else {}
+            events.record(self.run, "stopped" if reason else "finished", step=self.step, **outcome)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.log({"step": self.step, "tokens": self.tokens} | row)
+
+    def _diverged(self, name: str, value: float) -> None:
+        if self.world.main:
+            events.record(self.run, "diverged", step=self.step, quantity=name, value=str(value))
+        raise Diverged(f"step {self.step}: {name} is {value}")
+
+
+def open_session(run: Path, config: Config, world: World, attempt: int) -> Session:
+    """Build model, data and strategy, and take up the newest checkpoint if there is one.
+
+    Raises ConfigError for a user's mistake, in one line.
+    """
+    corpora = load_corpora(run, config, world)
+    module = build_model(config, corpora.tokenizer.vocabulary, corpora.tokenizer.end_of_document)
+    throughput = Throughput(config, world, flops_per_token(module, config.model.sequence_length))
+    strategy = shard(module, config, world)
+    _rehearse(strategy, config, world)
+    store = Store(run, world, attempt, config.sharding.strategy, config.checkpoint.keep_last)
+    saved = store.load(strategy.state(0))
+    step = saved["step"] if saved else 0
+    position = Position.from_json(saved["data"]) if saved else Position(0, {})
+    strategy.state(step)
+    session = Session(
+        run=run,
+        config=config,
+        world=world,
+        steps=steps_of(config, corpora),
+        step=step,
+        position=position,
+        module=module,
+        strategy=strategy,
+        loader=Loader(
+            config,
+            corpora.train,
+            corpora.tokenizer,
+            run=run,
+            rank=world.rank,
+            world_size=world.size,
+            position=position,
+        ),
+        validation=corpora.validation,
+        store=store,
+        metrics=Metrics(run, config, step if saved else -1) if world.main else None,
+        throughput=throughput,
+        saved_step=step,
+    )
+    if world.main:
+        events.record(run, "training", step=step, steps=session.steps, world_size=world.size)
+    if saved is None:
+        session.evaluate()
+    return session
+
+
+def _rehearse(strategy: Strategy, config: Config, world: World) -> None:
+    """One forward and backward pass on zeros before any data flows.
+
+    What does not fit in memory fails here. DDP orders its gradient buckets anew after its first
+    backward pass; with that behind them, a fresh and a resumed run sum in the same order, bit for bit.
+    """
+    shape = (config.micro_batch, config.model.sequence_length)
+    inputs = torch.zeros(shape, dtype=torch.int64, device=world.device)
+    with strategy.gradients(complete=True):
+        objective.loss_sum(strategy.logits(inputs), inputs).backward()
+    strategy.discard_gradients()

@@ -1,0 +1,49 @@
+"""Strategies: how model states are split over ranks, behind one small protocol."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from configs.schema import Config
+from trainer.distributed import World
+
+
+class Strategy(Protocol):
+    """A model spread over the ranks.
+
+    Gradients are averaged over ranks, so the loop scales its loss by the world size to get sums.
+    """
+
+    module: nn.Module
+    """The transformers module whose parameters are spread."""
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Forward pass: ids [rows, T] to logits [rows, T, vocabulary]."""
+
+    def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
+        """Context of one forward and backward pass; ranks exchange gradients in the complete one only."""
+
+    def step(self, lr: float) -> Tensor:
+        """Clip by the global norm, update, clear gradients. Returns the norm before clipping (0-d)."""
+
+    def discard_gradients(self) -> None:
+        """Forget gradients that have been accumulated."""
+
+    def state(self, steps_done: int) -> dict[str, Tensor]:
+        """Live logical state by fully-qualified name: fp32 weights and optimizer moments, sharded as held."""
+
+
+def shard(module: nn.Module, config: Config, world: World) -> Strategy:
+    """Spread a model that is whole on every rank's CPU by the configured strategy."""
+    match config.sharding.strategy:
+        case "ddp":
+            from trainer.sharding.ddp import Ddp
+
+            return Ddp(module, config, world)
+        case "fsdp":
+            from trainer.sharding.fsdp import Fsdp
+
+            return Fsdp(module, config, world)

@@ -1,0 +1,57 @@
+"""FSDP2: parameters, gradients and optimizer state split over all ranks, gathered block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from configs.schema import Config
+from trainer.distributed import World
+from trainer.model import blocks
+from trainer.optimizer import build_optimizer, clip_and_step, logical_state
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Fsdp:
+    def __init__(self, module: nn.Module, config: Config, world: World) -> None:
+        split = partial(
+            fully_shard,
+            mesh=init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",)),
+            reshard_after_forward=config.sharding.reshard_after_forward,
+            mp_policy=MixedPrecisionPolicy(
+                param_dtype=DTYPES[config.precision.compute],
+                reduce_dtype=DTYPES[config.sharding.reduce_dtype],
+            ),
+        )
+        module.to(world.device)
+        for block in blocks(module):
+            split(block)
+        sharded = split(module)
+        self.module, self._sharded = module, sharded
+        self._optimizer = build_optimizer(module, config.optimizer)
+        self._clip_norm = config.optimizer.clip_norm
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.module(input_ids=inputs, use_cache=False).logits
+        return logits
+
+    @contextmanager
+    def gradients(self, *, complete: bool) -> Iterator[None]:
+        self._sharded.set_requires_gradient_sync(complete)
+        yield
+
+    def step(self, lr: float) -> Tensor:
+        return clip_and_step(self._optimizer, lr, self._clip_norm)
+
+    def discard_gradients(self) -> None:
+        self._optimizer.zero_grad()
+
+    def state(self, steps_done: int) -> dict[str, Tensor]:
+        return logical_state(self.module.named_parameters(), self._optimizer, steps_done)
