@@ -6,6 +6,7 @@ Reads the run directory only, so it shows a run of any backend, from any machine
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -73,23 +74,27 @@ class Watch:
 
 
 class Tail:
-    """New whole lines of a growing .jsonl file; starts over if the file was rewritten shorter."""
+    """New whole lines of a growing .jsonl file. Lines that a resume carried over are not new."""
 
     def __init__(self, path: Path, from_start: bool) -> None:
         self._path = path
-        self._offset = 0 if from_start or not path.exists() else path.stat().st_size
+        self._file_number: int | None = None
+        self._offset = 0
+        if not from_start:
+            self.new_rows()
 
     def new_rows(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
-            if file.seek(0, 2) < self._offset:
-                self._offset = file.tell()
-            file.seek(self._offset)
+            file_number = os.fstat(file.fileno()).st_ino
+            replaced = self._file_number not in (None, file_number)
+            file.seek(0 if replaced else self._offset)
             text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+            whole = text[: text.rfind(b"\n") + 1]
+            self._offset = file.tell() - len(text) + len(whole)
+        self._file_number = file_number
+        return [] if replaced else [json.loads(line) for line in whole.splitlines()]
 
 
 def describe_step(row: dict[str, Any]) -> str:
