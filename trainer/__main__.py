@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from cluster import events, exit_codes
 from cluster.signals import StopNotice, die_with_parent
@@ -21,7 +23,6 @@ def main() -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-    from trainer.checkpoint.store import NoSpace
     from trainer.distributed import World
     from trainer.loop import train
     from trainer.session import open_session
@@ -30,14 +31,21 @@ def main() -> int:
     try:
         attempt = int(os.environ["TRAINYARD_ATTEMPT"])
         code = train(open_session(run, load(run / "config.yaml"), world, attempt), stop)
-    except (ConfigError, NoSpace) as error:
-        code = exit_codes.BAD_INPUT if isinstance(error, ConfigError) else exit_codes.MISSING_FROM_ENVIRONMENT
-        text = error.strerror if isinstance(error, NoSpace) else str(error)
-        print(f"trainyard: {text}", file=sys.stderr, flush=True)
-        events.record(run, "failed", rank=world.rank, exit_code=code, message=text)
-        os._exit(code)
+    except ConfigError as error:
+        _end(run, world.rank, exit_codes.BAD_INPUT, str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _end(run, world.rank, exit_codes.MISSING_FROM_ENVIRONMENT, error.strerror or "no space left")
     world.leave()
     return code
+
+
+def _end(run: Path, rank: int, code: int, message: str) -> NoReturn:
+    """Tell why and leave at once: other ranks may be waiting for this one in a collective."""
+    print(f"trainyard: {message}", file=sys.stderr, flush=True)
+    events.record(run, "failed", rank=rank, exit_code=code, message=message)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from configs.schema import Config
 
 logger = logging.getLogger(__name__)
 
-ONLINE_START_SECONDS = 60
+ONLINE_START_SECONDS = 30
+FINISH_SECONDS = 60
 
 
 class Tracker(Protocol):
@@ -94,13 +95,16 @@ class Wandb:
             "entity": config.tracker.entity,
             "dir": str(run),
             "config": config.model_dump() | {"plan": frozen["plan.json"], "git": frozen["frozen/git.json"]},
-            "settings": wandb.Settings(init_timeout=ONLINE_START_SECONDS, console="off"),
+            "settings": wandb.Settings(
+                init_timeout=ONLINE_START_SECONDS, finish_timeout=FINISH_SECONDS, console="off"
+            ),
         }
         try:
             self._run = wandb.init(mode=config.tracker.mode, resume="allow", **arguments)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"[:300]
             events.record(run, "tracker_offline", reason=reason)
+            wandb.teardown()
             self._run = wandb.init(mode="offline", **arguments)
 
     def log(self, row: dict[str, Any]) -> None:

@@ -81,21 +81,19 @@ class Store:
         taken. Raises ConfigError if damaged ones are all there are, or if the checkpoint is of
         another model; nothing is overwritten then.
         """
-        damaged = 0
         while path := self.world.from_main(self._newest() if self.world.main else None):
             problem = self._problem(path)
             if problem is None:
                 break
-            damaged += 1
             if self.world.main:
                 aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
                 path.rename(aside)
                 events.record(self.run, "checkpoint_damaged", path=str(aside), reason=problem)
             self.world.barrier()
         if path is None:
-            if damaged:
+            if damaged := list(self.directory.glob("*.damaged-*")):
                 raise ConfigError(
-                    f"{self.directory}: all {damaged} checkpoints are damaged, see events.jsonl"
+                    f"{self.directory}: no whole checkpoint, {len(damaged)} damaged ones are set aside"
                 )
             return None
         saved = Manifest.read(path)
