@@ -21,7 +21,7 @@ from cluster import attempt as attempts
 from cluster import events, exit_codes
 from cluster.environment import local_placement
 from cluster.signals import NOTICES, die_with_parent
-from configs.load import load
+from configs.load import load, reason
 from configs.schema import Config, ConfigError
 
 POLL_SECONDS = 0.1
@@ -78,12 +78,18 @@ class Agent:
                 return exit_codes.NO_PROGRESS
             pause_seconds = min(2.0 ** (crashes - 1), LONGEST_PAUSE_SECONDS)
             events.record(self.run, "restart", crashes=crashes, pause_seconds=pause_seconds)
-            time.sleep(pause_seconds)
+            self._pause(pause_seconds)
             if self._stopping():
                 return exit_codes.REQUEUE
 
     def _stopping(self) -> bool:
-        return self.stop_reason is not None
+        return self.stop_reason is not None or (self.run / "STOP").exists()
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until a notice to stop."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._stopping():
+            time.sleep(POLL_SECONDS)
 
     def _start(self) -> None:
         count = self.config.gpus_per_node
@@ -105,7 +111,7 @@ class Agent:
                     start_new_session=True,
                 )
             self.workers.append(Worker(rank, process, path))
-        if self._stopping():
+        if self.stop_reason is not None:
             self._signal_workers(signal.SIGTERM)
 
     def _wait(self) -> int:
@@ -197,7 +203,13 @@ def main() -> int:
     except ConfigError as error:
         print(f"trainyard: {error}", file=sys.stderr)
         return exit_codes.BAD_INPUT
-    return Agent(run, config).main()
+    try:
+        return Agent(run, config).main()
+    except OSError as error:
+        code = exit_codes.MISSING_FROM_ENVIRONMENT
+        print(f"trainyard: {reason(error)}", file=sys.stderr)
+        events.record(run, "failed", exit_code=code, message=reason(error))
+        return code
 
 
 if __name__ == "__main__":

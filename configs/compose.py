@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,7 +32,8 @@ def compose(overrides: list[str], config_directory: Path | None = None) -> Confi
     if config_directory is not None:
         if not config_directory.is_dir():
             raise ConfigError(f"--config-dir={config_directory}: no such directory")
-        arguments.append(f"hydra.searchpath=['file://{config_directory.resolve()}']")
+        path = str(config_directory.resolve()).replace("'", r"\'")
+        arguments.append(f"hydra.searchpath=['file://{path}']")
     try:
         with initialize_config_dir(str(ROOT), version_base="1.3"):
             composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
@@ -42,7 +44,10 @@ def compose(overrides: list[str], config_directory: Path | None = None) -> Confi
                 composed[group].name = choices[group]
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"config: {first_line(error)}") from None
+        key = getattr(error, "full_key", None) or "config"
+        raise ConfigError(f"{key}: {first_line(error)}") from None
+    except yaml.YAMLError as error:  # in a file of config_directory, which its text names
+        raise ConfigError(f"config: {' '.join(str(error).split())}") from None
     return with_absolute_paths(parse(values))
 
 
@@ -65,10 +70,10 @@ def with_absolute_paths(config: Config) -> Config:
         corpus.validation = corpus.validation and [_absolute(path) for path in corpus.validation]
     for key in ("path", "tokenizer"):
         value = getattr(config.model, key)
-        if value is not None and os.path.exists(value):
-            setattr(config.model, key, os.path.abspath(value))
+        if value is not None and os.path.exists(os.path.expanduser(value)):
+            setattr(config.model, key, _absolute(value))
     if config.run.directory is not None:
-        config.run.directory = os.path.abspath(config.run.directory)
+        config.run.directory = _absolute(config.run.directory)
     return config
 
 
@@ -83,7 +88,11 @@ def _checked(text: str, config_directory: Path | None) -> str:
     try:
         override: Override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise ConfigError(f"{text}: {first_line(error)}") from None
+        raise ConfigError(
+            f"{text}: {first_line(error)}; a value with special characters needs quotes, \"KEY='VALUE'\""
+        ) from None
+    if override.package is not None:
+        raise ConfigError(f"{text}: a group has one place only; give {override.key_or_group}=PRESET")
     if override.is_sweep_override():
         raise ConfigError(f"{text}: a list of values needs a sweep; give one value")
     key, value = override.key_or_group, override.value()
@@ -100,7 +109,7 @@ def _checked(text: str, config_directory: Path | None) -> str:
 
 def _checked_choice(group: str, value: Any, presets: list[str]) -> str:
     name = str(value).removesuffix(".yaml")
-    if value is not None and name not in presets:
+    if name not in presets:
         message = unknown(f"{group}={value}", name, presets).replace("no such key", "no such preset")
         raise ConfigError(message)
-    return f"{group}={'null' if value is None else name}"
+    return f"{group}={name}"

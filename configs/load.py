@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -24,11 +22,13 @@ def load(path: Path) -> Config:
     Raises ConfigError when the file is missing, is not YAML or does not match the schema.
     """
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; a run directory holds config.yaml") from None
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no configuration")
     return parse(values)
 
 
@@ -73,6 +73,12 @@ def unknown(shown: str, part: str, valid: Iterable[str], parent: str = "") -> st
 def first_line(error: BaseException) -> str:
     """The first non-empty line of an exception's text, or its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def reason(error: OSError) -> str:
+    """What the operating system refused, in one line that begins with the file if it is known."""
+    text = error.strerror or first_line(error)
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
@@ -131,9 +137,17 @@ def _explain(error: ErrorDetails) -> str:
         "less_than_equal": "must be at most {le}",
         "literal_error": "allowed: {expected}",
         "too_short": "needs at least {min_length}",
+        "string_too_short": "must not be empty",
+        "finite_number": "must be a finite number",
         "string_pattern_mismatch": "allowed are letters, digits, '.', '_' and '-'",
     }
-    kinds = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
+    kinds = {
+        "int": "must be a whole number",
+        "float": "must be a number",
+        "bool": "must be true or false",
+        "string": "must be text",
+        "model": f"a section, give {key}.KEY=VALUE",
+    }
     allowed = (
         bounds[error["type"]].format(**context)
         if error["type"] in bounds

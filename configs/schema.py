@@ -25,6 +25,9 @@ from pydantic import (
 class ConfigError(ValueError):
     """A mistake in the user's input. Its text is one line: key, value, what is allowed."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a value may hold line ends
+
 
 class Section(BaseModel):
     model_config = ConfigDict(
@@ -42,7 +45,8 @@ def _as_list(value: Any) -> Any:
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Paths = Annotated[list[str] | None, BeforeValidator(_as_list)]
+Text = Annotated[str, Field(min_length=1)]
+Paths = Annotated[Annotated[list[Text], Field(min_length=1)] | None, BeforeValidator(_as_list)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 
 
@@ -153,8 +157,8 @@ class Corpus(Section):
 class Data(Section):
     """Text, its mixture and its order."""
 
-    corpora: dict[Name, Corpus] = Field(min_length=1)
-    """Corpora by name."""
+    corpora: dict[Name, Corpus]
+    """Corpora by name; at least one has train shards."""
     lanes: PositiveInt = 16
     """Independent streams the rows are dealt from; part of the order, so fixed for a run."""
     shuffle_window: PositiveInt = 256
@@ -163,6 +167,12 @@ class Data(Section):
     """Batches a rank prepares ahead of the loop."""
     on_corrupt: Literal["skip", "fail"] = "skip"
     """What a damaged document or shard does: skip it with an event, or end the run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if not any(corpus.train for corpus in self.corpora.values()):
+            raise ValueError("data.corpora: nothing to train on, give data.corpora.NAME.train=GLOB")
+        return self
 
 
 class Objective(Section):
@@ -304,7 +314,7 @@ class Run(Section):
 
     name: Name | None = None
     """Name; none means model and time of day."""
-    directory: str | None = None
+    directory: Text | None = None
     """Run directory; none means runs/NAME under the current directory."""
     export: bool = True
     """Write the finished model to RUN/export as a Hugging Face directory."""

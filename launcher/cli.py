@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import yaml
 
 from cluster import exit_codes
 from configs.compose import compose
-from configs.load import unknown
+from configs.load import reason, unknown
 from configs.schema import Config, ConfigError
 
 FOLLOW_SECONDS = 0.2
@@ -36,6 +37,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(exit_codes.DONE)
+    except OSError as error:
+        print(f"trainyard: {reason(error)}", file=sys.stderr)
+        sys.exit(exit_codes.MISSING_FROM_ENVIRONMENT)
 
 
 def run(arguments: list[str]) -> int:
@@ -252,10 +256,12 @@ def _prepare(config: Config) -> Path:
     from launcher.plan.plan import make_plan, refusal
 
     if config.cluster.kind == "local":
+        if config.nodes > 1:
+            raise ConfigError(f"nodes={config.nodes}: cluster=local is one machine, give nodes=1")
         check_local_paths(config)
     answer = make_plan(config)
-    if reason := refusal(answer, config):
-        raise ConfigError(reason)
+    if refused := refusal(answer, config):
+        raise ConfigError(refused)
     directory = freeze(config, answer)
     registry.add(directory.name, directory, config.cluster.kind)
     return directory
@@ -268,20 +274,22 @@ def _watch_locally(directory: Path) -> int:
 
     with registry.hold(directory), Watch(directory) as watch:
         code = local.supervise(directory, watch.tick)
-    _print_outcome(directory)
+    _print_outcome(directory, code)
     return code
 
 
-def _print_outcome(directory: Path) -> None:
-    """The last line of a run: what it came to, and what to do next."""
+def _print_outcome(directory: Path, code: int | None = None) -> None:
+    """The last line of a run: what it came to, and what to do next. A full disk may have lost its end."""
     from launcher import registry
 
     status = registry.status(directory)
-    reason = f": {status['reason']}" if status["reason"] else ""
+    if code is not None:
+        status["state"] = registry.STATES.get(code, "failed")
+    why = f": {status['reason']}" if status["reason"] else ""
     hint = f"; `trainyard resume {directory}` continues it" if status["state"] == "stopped" else ""
-    print(
-        f"trainyard: {directory}: {status['state']} at step {status['step']}{reason}{hint}", file=sys.stderr
-    )
+    line = f"trainyard: {directory}: {status['state']} at step {status['step']}{why}{hint}"
+    with contextlib.suppress(OSError):  # the terminal may be gone, the exit code is not
+        print(line, file=sys.stderr)
 
 
 def _trainer(module: str, *arguments: str) -> int:

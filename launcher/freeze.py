@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -29,7 +30,7 @@ def freeze(config: Config, plan: dict[str, Any]) -> Path:
     config = with_defaults(config)
     assert config.run.directory is not None
     run = Path(config.run.directory)
-    if (run / "config.yaml").exists():
+    if os.path.exists(run / "config.yaml"):
         raise ConfigError(
             f"run.directory={run}: holds a run; `trainyard resume {run}` continues it, "
             "another run.name starts a new one"
@@ -53,6 +54,8 @@ def freeze(config: Config, plan: dict[str, Any]) -> Path:
         temporary = run / ".config.yaml"
         temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
         temporary.replace(run / "config.yaml")
+    except shutil.Error as error:
+        raise ConfigError(f"run.directory={run}: cannot be written: {error.args[0][0][2]}") from None
     except OSError as error:
         raise ConfigError(f"run.directory={run}: cannot be written: {error.strerror}") from None
     return run

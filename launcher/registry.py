@@ -60,7 +60,7 @@ def find(text: str) -> Path:
 
     Raises ConfigError with the nearest name if there is none.
     """
-    if (Path(text) / "config.yaml").exists():
+    if os.path.exists(Path(text) / "config.yaml"):
         return Path(text).resolve()
     known = {entry.name: entry.directory for entry in entries()}
     if text not in known:
@@ -85,8 +85,11 @@ def hold(run: Path) -> IO[str]:
 def is_minded(run: Path) -> bool:
     """Whether a process minds the run now."""
     try:
-        hold(run).close()
-    except ConfigError:
+        with (run / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
     return False
 

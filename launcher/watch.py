@@ -5,7 +5,6 @@ Reads the run directory only, so it shows a run of any backend, from any machine
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cluster import events
 
 PLAIN_SECONDS = 5.0
 
@@ -24,7 +25,7 @@ class Watch:
     def __init__(self, run: Path, from_start: bool = False) -> None:
         self._events = Tail(run / "events.jsonl", from_start)
         self._metrics = Tail(run / "metrics.jsonl", from_start)
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
         self._last_plain = 0.0
         self.exit_code: int | None = None
         self._progress = Progress(
@@ -94,7 +95,7 @@ class Tail:
             whole = text[: text.rfind(b"\n") + 1]
             self._offset = file.tell() - len(text) + len(whole)
         self._file_number = file_number
-        return [] if replaced else [json.loads(line) for line in whole.splitlines()]
+        return [] if replaced else list(events.parse(whole))
 
 
 def describe_step(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -43,7 +44,8 @@ def main() -> int:
 
 def _end(run: Path, rank: int, code: int, message: str) -> NoReturn:
     """Tell why and leave at once: other ranks may be waiting for this one in a collective."""
-    print(f"trainyard: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full
+        print(f"trainyard: {message}", file=sys.stderr, flush=True)
     events.record(run, "failed", rank=rank, exit_code=code, message=message)
     os._exit(code)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import events
 from configs.schema import Config, ConfigError
-from trainer.data.shards import Damage, DamagedShard, Shard, documents, list_shards
+from trainer.data.damage import Damage, DamageReport
+from trainer.data.shards import Shard, documents, list_shards
 from trainer.data.tokenizer import DocumentTokenizer, load_tokenizer
 from trainer.distributed import World
-from trainer.evaluation import DOCUMENTS_PER_ENCODE, Rows, validation_rows
+from trainer.evaluation import Rows, validation_rows
+
+MEET_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -30,31 +34,31 @@ class Corpora:
 def load_corpora(run: Path, config: Config, world: World) -> Corpora:
     """List shards once, on rank 0, and read held-out rows. Raises ConfigError naming the key."""
     tokenizer = load_tokenizer(config.model)
-    failure, listing, epoch_tokens = None, None, None
+    report = DamageReport(run, config.data.on_corrupt, world.rank, silent=not world.main)
+    failure, listing = None, None
     if world.main:
         try:
-            listing = _list(config)
-            epoch_tokens = _epoch_tokens(run, config, listing[0], tokenizer)
+            listing = _list(config, report)
         except ConfigError as error:
             failure = error
-    failure, listing, epoch_tokens = world.from_main((failure, listing, epoch_tokens))
+    failure, listing = world.from_main((failure, listing))
     if failure is not None:
         raise failure
     assert listing is not None
     train, held_out = listing
     validation = {}
     for name, shards in held_out.items():
+        field = config.data.corpora[name].text_field
         rows = validation_rows(
-            shards,
-            config.data.corpora[name].text_field,
-            tokenizer,
-            config.model.sequence_length,
-            config.evaluation.rows,
-            lambda damage: _on_damage(run, config, damage) if world.main else None,
+            shards, field, tokenizer, config.model.sequence_length, config.evaluation.rows, report
         )
         if not len(rows):
-            raise ConfigError(f"data.corpora.{name}.validation: no readable document")
+            raise ConfigError(
+                f"data.corpora.{name}.validation: no readable document with text in its field {field}"
+            )
         validation[name] = rows
+    counted = config.budget.kind == "epochs"
+    epoch_tokens = _epoch_tokens(run, config, world, train, tokenizer) if counted else None
     return Corpora(tokenizer, train, validation, epoch_tokens)
 
 
@@ -72,15 +76,25 @@ def steps_of(config: Config, corpora: Corpora) -> int:
     return max(1, math.ceil(tokens / (config.global_batch * config.model.sequence_length)))
 
 
-def _list(config: Config) -> tuple[dict[str, list[Shard]], dict[str, list[Shard]]]:
+def _list(
+    config: Config, on_damage: Callable[[Damage], None]
+) -> tuple[dict[str, list[Shard]], dict[str, list[Shard]]]:
     train, held_out = {}, {}
     for name, corpus in config.data.corpora.items():
         key = f"data.corpora.{name}"
         if corpus.train is not None:
-            train[name] = list_shards(f"{key}.train", corpus.train)
+            train[name] = _filled(list_shards(f"{key}.train", corpus.train), on_damage)
         if corpus.validation is not None:
-            held_out[name] = list_shards(f"{key}.validation", corpus.validation)
+            held_out[name] = _filled(list_shards(f"{key}.validation", corpus.validation), on_damage)
     return train, held_out
+
+
+def _filled(shards: list[Shard], on_damage: Callable[[Damage], None]) -> list[Shard]:
+    """Shards that are not empty: a lane must not be dealt nothing but an empty one."""
+    for shard in shards:
+        if shard.size_bytes == 0:
+            on_damage(Damage(shard.address, 0, "empty file", rest_lost=True))
+    return [shard for shard in shards if shard.size_bytes != 0]
 
 
 def _largest(config: Config, names: dict[str, list[Shard]]) -> str:
@@ -88,32 +102,38 @@ def _largest(config: Config, names: dict[str, list[Shard]]) -> str:
 
 
 def _epoch_tokens(
-    run: Path, config: Config, train: dict[str, list[Shard]], tokenizer: DocumentTokenizer
-) -> int | None:
-    """Tokens of the corpus with the largest weight, counted once per run and kept in RUN/epoch-tokens."""
-    if config.budget.kind != "epochs":
-        return None
+    run: Path, config: Config, world: World, train: dict[str, list[Shard]], tokenizer: DocumentTokenizer
+) -> int:
+    """Tokens of the corpus with the largest weight, counted once per run and kept in RUN/epoch-tokens.
+
+    Every rank counts some shards. They meet once a minute, because a collective operation must not
+    wait for the slowest of them until it times out.
+    """
     kept = run / "epoch-tokens"
-    if not kept.exists():
-        name = _largest(config, train)
-        tokens, texts = 0, list[str]()
-        for shard in train[name]:
-            field = config.data.corpora[name].text_field
-            for _, text in documents(shard, field, lambda damage: _on_damage(run, config, damage)):
-                texts.append(text)
-                if len(texts) == DOCUMENTS_PER_ENCODE:
-                    tokens += sum(map(len, tokenizer.encode(texts)))
-                    texts = []
-        tokens += sum(map(len, tokenizer.encode(texts)))
-        if not tokens:
-            raise ConfigError(f"data.corpora.{name}.train: no readable document")
-        kept.write_text(str(tokens))
-    return int(kept.read_text())
-
-
-def _on_damage(run: Path, config: Config, damage: Damage) -> None:
-    if config.data.on_corrupt == "fail":
-        raise DamagedShard(
-            f"data.on_corrupt=fail: {damage.shard}, document {damage.document}: {damage.reason}"
-        )
-    events.record(run, "data_damage", **vars(damage))
+    known: int | None = world.from_main(int(kept.read_text()) if world.main and kept.exists() else None)
+    if known is not None:
+        return known
+    name = _largest(config, train)
+    field = config.data.corpora[name].text_field
+    report = DamageReport(run, config.data.on_corrupt, world.rank)
+    own = train[name][world.rank :: world.size]
+    texts = (text for shard in own for _, text in documents(shard, field, report))
+    lengths = map(len, tokenizer.encode_stream(texts))
+    total, counting = 0, 1
+    while counting:
+        until = time.monotonic() + MEET_SECONDS
+        tokens, done = 0, True
+        for length in lengths:
+            tokens += length
+            if time.monotonic() > until:
+                done = False
+                break
+        tokens, counting = world.sum(tokens, not done)
+        total += tokens
+    if not total:
+        raise ConfigError(f"data.corpora.{name}.train: no readable document with text in its field {field}")
+    if world.main:
+        written = kept.with_suffix(".new")
+        written.write_text(str(total))
+        written.replace(kept)
+    return total

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from configs.schema import Config
 from trainer import objective
-from trainer.data.shards import Damage, Shard, documents
+from trainer.data.damage import Damage
+from trainer.data.shards import Shard, documents
 from trainer.data.tokenizer import DocumentTokenizer
 from trainer.distributed import World
 
 Rows = NDArray[np.int32]
-DOCUMENTS_PER_ENCODE = 64
 
 
 def validation_rows(
@@ -36,12 +36,13 @@ def validation_rows(
     wanted = most_rows * sequence_length + 1
     pieces: list[Rows] = []
     collected = 0
-    for texts in _batches(shards, text_field, on_damage):
-        pieces += tokenizer.encode(texts)
-        collected += sum(map(len, pieces[-len(texts) :]))
+    texts = (text for shard in shards for _, text in documents(shard, text_field, on_damage))
+    for tokens in tokenizer.encode_stream(texts):
+        pieces.append(tokens)
+        collected += len(tokens)
         if collected >= wanted:
             break
-    tokens = np.concatenate(pieces)[:wanted] if pieces else np.empty(0, np.int32)
+    tokens = np.concatenate([np.empty(0, np.int32), *pieces])[:wanted]
     count = math.ceil(max(0, len(tokens) - 1) / sequence_length)
     padded = np.full(count * sequence_length + 1, objective.IGNORED, np.int32)
     padded[: len(tokens)] = tokens[: len(padded)]
@@ -69,20 +70,6 @@ def perplexities(
         results[f"eval/{name}/loss"] = mean
         results[f"eval/{name}/perplexity"] = math.exp(min(mean, 700.0))
     return results
-
-
-def _batches(
-    shards: list[Shard], text_field: str, on_damage: Callable[[Damage], None]
-) -> Iterator[list[str]]:
-    texts: list[str] = []
-    for shard in shards:
-        for _, text in documents(shard, text_field, on_damage):
-            texts.append(text)
-            if len(texts) == DOCUMENTS_PER_ENCODE:
-                yield texts
-                texts = []
-    if texts:
-        yield texts
 
 
 def _shares(rows: Rows, micro_batch: int, world: World) -> Iterator[Rows]:

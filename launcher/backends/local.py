@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from types import FrameType
 
 from cluster import attempt as attempts
 from cluster import events, exit_codes
-from configs.load import load
+from configs.load import load, reason
 from launcher import registry
 from launcher.report import write_report
 
@@ -49,31 +50,40 @@ def supervise(run: Path, tick: Callable[[], None]) -> int:
     """Mind a run to its end, as a scheduler would, and return its exit code. The caller holds the run.
 
     A run that stops with a checkpoint (75) is started again unless the user asked for the stop:
-    by a signal to this process, or by a STOP file. `tick` is called several times a second.
+    by a signal to this process, each of which is passed on, or by a STOP file. `tick` is called several
+    times a second.
     """
-    code = _Supervisor(run).run(tick)
+    try:
+        code = _Supervisor(run).run(tick)
+    except OSError as error:
+        code = exit_codes.MISSING_FROM_ENVIRONMENT
+        events.record(run, "failed", exit_code=code, message=reason(error))
     events.record(run, "ended", exit_code=code)
-    write_report(run)
+    try:
+        write_report(run)
+    except OSError as error:
+        events.record(run, "report_failed", reason=reason(error))
     return code
 
 
 class _Supervisor:
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._agent: subprocess.Popen[bytes] | None = None
-        self._stopped = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._notice)
+        self._notices = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
+                signal.signal(number, self._notice)
 
     def run(self, tick: Callable[[], None]) -> int:
         restarts = load(self._run / "config.yaml").cluster.restarts
         lost_agents = 0
         while True:
-            if self._stopped:
+            if self._notices:
                 return exit_codes.REQUEUE
             code = self._attempt(tick)
-            if self._stopped or (self._run / "STOP").exists():
-                return code
+            if self._notices or (self._run / "STOP").exists():
+                # An agent that was told to stop before it listened dies of the signal.
+                return code if code in exit_codes.FINAL else exit_codes.REQUEUE
             if code not in exit_codes.FINAL:
                 lost_agents += 1
                 events.record(self._run, "agent_lost", exit_code=code)
@@ -85,7 +95,7 @@ class _Supervisor:
         logs = self._run / "logs" / f"attempt-{attempts.current(self._run) + 1}"
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / "agent.log").open("ab") as log:
-            self._agent = subprocess.Popen(
+            agent = subprocess.Popen(
                 agent_command(self._run),
                 env=os.environ | {"PYTHONPATH": str(self._run / "frozen" / "code")},
                 stdin=subprocess.DEVNULL,
@@ -93,15 +103,19 @@ class _Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        while self._agent.poll() is None:
-            tick()
+        passed_on = 0
+        while agent.poll() is None:
+            if passed_on < self._notices:
+                passed_on += 1
+                agent.terminate()
+            # rich exits when nobody reads its output any more; the run goes on unwatched.
+            with contextlib.suppress(OSError, SystemExit):
+                tick()
             time.sleep(POLL_SECONDS)
-        return self._agent.returncode
+        return agent.returncode
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._stopped = True
-        if self._agent is not None and self._agent.poll() is None:
-            self._agent.terminate()
+        self._notices += 1
 
 
 def main() -> int:

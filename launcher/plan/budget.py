@@ -72,7 +72,7 @@ def _tokens_of_epochs(config: Config) -> tuple[int, str]:
     trained = {name: corpus for name, corpus in config.data.corpora.items() if corpus.train}
     if not trained:
         raise ConfigError("data.corpora: no corpus has train shards, so budget=epochs has nothing to count")
-    name, corpus = max(trained.items(), key=lambda item: item[1].weight)
+    name, corpus = max(sorted(trained.items()), key=lambda item: item[1].weight)
     share = corpus.weight / sum(other.weight for other in trained.values())
     sizes = [size for pattern in corpus.train or [] for size in _file_sizes(name, pattern)]
     corpus_tokens = sum(

@@ -38,8 +38,11 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     draft = run / f".report.{os.getpid()}.html"
     # A name or message cut inside a surrogate pair must not cost the report.
-    draft.write_text(_page(records.name, body), encoding="utf-8", errors="replace")
-    draft.replace(path)
+    try:
+        draft.write_text(_page(records.name, body), encoding="utf-8", errors="replace")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     return path
 
 

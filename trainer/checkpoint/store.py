@@ -139,19 +139,23 @@ class Store:
 
     def _agree(self, failure: Exception | None, temporary: Path, tensors: dict[str, Tensor]) -> None:
         """Raise rank 0's failure on every rank, the half-written directory removed."""
-        failure = self.world.from_main(failure)
-        if failure is None:
-            return
-        if self.world.main:
+        if failure is not None and self.world.main:
+            need_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            full = self._is_full(failure, need_bytes)
             shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(errno.ENOSPC, self._space(tensors))
-        raise failure
+            if full:
+                need, free = need_bytes / 2**30, shutil.disk_usage(self.run).free / 2**30
+                space = f"no space left, a checkpoint needs {need:.3g} GiB and {free:.3g} are free"
+                failure = NoSpace(errno.ENOSPC, f"{self.run}: {space}")
+        failure = self.world.from_main(failure)
+        if failure is not None:
+            raise failure
 
-    def _space(self, tensors: dict[str, Tensor]) -> str:
-        need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**30
-        free = shutil.disk_usage(self.run).free / 2**30
-        return f"{self.run}: no space left, a checkpoint needs {need:.3f} GiB and {free:.3f} are free"
+    def _is_full(self, failure: Exception, need_bytes: int) -> bool:
+        """Whether a full disk is behind a failure. torch hides ENOSPC behind an error of its own."""
+        if isinstance(failure, OSError):
+            return failure.errno in (errno.ENOSPC, errno.EDQUOT)
+        return type(failure) is RuntimeError and shutil.disk_usage(self.run).free < need_bytes
 
     def _newest(self) -> Path | None:
         return next(iter(_complete(self.directory)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import resource
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from cluster import events
 from configs.schema import Config
+from trainer.data.damage import DamageReport
 from trainer.data.lanes import Cursor, Lane
 from trainer.data.order import Order
-from trainer.data.shards import Damage, DamagedShard, Shard
+from trainer.data.shards import Shard
 from trainer.data.tokenizer import DocumentTokenizer, Tokens
 
 Cursors = dict[tuple[str, int], Cursor]
 """(corpus, lane) -> cursor."""
+OTHER_OPEN_FILES = 1024
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far the run has read: rows consumed by all ranks, and the cursors this rank knows."""
+    """How far the run has read: rows consumed by all ranks, and the cursors of lanes this rank read.
+
+    Rank 0 also keeps the cursors that a resumed run began with, so that all ranks' positions merged
+    hold every lane, and ranks tell each other nothing twice.
+    """
 
     rows: int
     cursors: Cursors
@@ -76,15 +82,16 @@ class Loader:
         self._config = config
         self._shards = shards
         self._tokenizer = tokenizer
-        self._run = run
         self._rank = rank
         self._world_size = world_size
-        self._reported: set[tuple[str, int]] = set()
-        self._cursors: Cursors = dict(position.cursors)
+        self._report = DamageReport(run, config.data.on_corrupt, rank)
+        self._begun_at = position.cursors
+        self._cursors: Cursors = dict(position.cursors) if rank == 0 else {}
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._rows_dealt = {key: cursor.rows for key, cursor in position.cursors.items()}
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.data.prefetch_batches)
         self._closed = threading.Event()
+        _allow_open_files(len(shards) * config.data.lanes)
         self._thread = threading.Thread(target=self._produce, args=(position.rows,), daemon=True)
         self._thread.start()
 
@@ -92,6 +99,7 @@ class Loader:
         """The next batch; raises what the preparing thread met, ConfigError for a user's mistake."""
         item = self._queue.get()
         if isinstance(item, BaseException):
+            self._queue.put(item)  # the thread has ended: a caller who asks again must not wait for ever
             raise item
         return item
 
@@ -102,26 +110,33 @@ class Loader:
             while not self._queue.empty():
                 self._queue.get_nowait()
             self._thread.join(timeout=0.05)
+        for lane in self._lanes.values():
+            lane.close()
 
     def _produce(self, first: int) -> None:
         try:
-            while not self._closed.is_set():
-                self._queue.put(self._prepare(first))
+            while batch := self._prepare(first):
+                self._queue.put(batch)
                 first += self._config.global_batch
         except BaseException as error:  # handed to the training thread, which raises it
             self._queue.put(error)
 
-    def _prepare(self, first: int) -> Batch:
+    def _prepare(self, first: int) -> Batch | None:
+        """This rank's part of the global batch from row `first` on; None once the loader is closed."""
         count = self._config.global_batch
-        mine = set(self._order.rows_of_rank(first, count, self._rank, self._world_size))
+        mine = self._order.rows_of_rank(first, count, self._rank, self._world_size)
         rows = np.empty((len(mine), self._config.model.sequence_length + 1), dtype=np.int32)
-        filled = 0
-        for row in range(first, first + count):
-            corpus, lane = self._order.source(row)
+        filled, wanted = 0, set(mine.tolist())
+        corpora, lanes = self._order.sources(first, count)
+        for row, corpus, lane in zip(
+            range(first, first + count), corpora.tolist(), lanes.tolist(), strict=True
+        ):
             key = (self._order.mixture.corpora[corpus], lane)
             index = self._rows_dealt.get(key, 0)
             self._rows_dealt[key] = index + 1
-            if row in mine:
+            if row in wanted:
+                if self._closed.is_set():
+                    return None
                 rows[filled] = self._row(key, index)
                 filled += 1
         return Batch(rows, Position(first + count, dict(self._cursors)))
@@ -148,17 +163,17 @@ class Loader:
             sequence_length=self._config.model.sequence_length,
             shuffle_window=data.shuffle_window,
             seed=self._config.seed,
-            on_damage=self._on_damage,
-            cursor=self._cursors.get(key, Cursor()),
+            on_damage=self._report,
+            cursor=self._begun_at.get(key, Cursor()),
         )
         return self._lanes[key]
 
-    def _on_damage(self, damage: Damage) -> None:
-        if self._config.data.on_corrupt == "fail":
-            raise DamagedShard(
-                f"data.on_corrupt=fail: {damage.shard}, document {damage.document}: {damage.reason}"
-            )
-        place = (damage.shard, -1 if damage.rest_lost else damage.document)
-        if place not in self._reported:
-            self._reported.add(place)
-            events.record(self._run, "data_damage", rank=self._rank, **vars(damage))
+
+def _allow_open_files(count: int) -> None:
+    """Every lane of every corpus keeps a shard open, and shells often allow no more than 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = max(soft, count + OTHER_OPEN_FILES)
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )

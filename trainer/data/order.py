@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from fractions import Fraction
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Mixture:
     """Deals rows to corpora in closed form, so that proportions hold in every stretch of the run.
@@ -23,14 +26,20 @@ class Mixture:
             self._shares.append(exact[name] / rest)
             rest -= exact[name]
 
-    def corpus(self, row: int) -> int:
-        """Index into `corpora` of the corpus that a row of the run comes from."""
+    def corpus(self, first: int, count: int) -> NDArray[np.int64]:
+        """Indices into `corpora` of the corpora that `count` rows from row `first` on come from."""
+        chosen = np.full(count, len(self._shares))
+        left = np.arange(count)
         for index, share in enumerate(self._shares):
-            before = row * share.numerator // share.denominator
-            if (row + 1) * share.numerator // share.denominator > before:
-                return index
-            row -= before
-        return len(self._shares)
+            before, remainder = divmod(first * share.numerator, share.denominator)
+            # Weights with many digits make fractions beyond 64 bits; Python's integers take over.
+            fits = share.denominator * (len(left) + 2) < 2**63
+            steps = np.arange(len(left) + 1, dtype=np.int64 if fits else object)
+            own = np.diff((remainder + steps * share.numerator) // share.denominator).astype(bool)
+            chosen[left[own]] = index
+            left = left[~own]
+            first -= before
+        return chosen
 
 
 class Order:
@@ -46,19 +55,26 @@ class Order:
         self.lanes = lanes
         self._seed = seed
 
-    def source(self, row: int) -> tuple[int, int]:
-        """(corpus index, lane) of row `row`, counted from the start of the run."""
-        return self.mixture.corpus(row), (row + self._turn(row // self.lanes)) % self.lanes
+    def sources(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Corpus index and lane, both [count], of the rows from `first` on; the run begins with row 0."""
+        return self.mixture.corpus(first, count), self._lanes(first, count)
 
-    def rows_of_rank(self, first: int, count: int, rank: int, world_size: int) -> list[int]:
-        """The rows among `count` from `first` on that a rank computes; world_size divides count.
+    def rows_of_rank(self, first: int, count: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """The rows among `count` from `first` on that a rank computes, ascending; world_size divides count.
 
         Rows of a lane stay with a rank from batch to batch wherever lanes and batch are multiples
         of the world size, so that a rank reads only its own lanes.
         """
-        rows = sorted(range(first, first + count), key=lambda row: (self.source(row)[1] % world_size, row))
+        by_rank = np.argsort(self._lanes(first, count) % world_size, kind="stable")
         share = count // world_size
-        return sorted(rows[rank * share : (rank + 1) * share])
+        return first + np.sort(by_rank[rank * share : (rank + 1) * share])
+
+    def _lanes(self, first: int, count: int) -> NDArray[np.int64]:
+        rows = np.arange(first, first + count)
+        stripes = rows // self.lanes
+        turns = np.array([self._turn(stripe) for stripe in range(stripes[0], stripes[-1] + 1)])
+        lanes: NDArray[np.int64] = (rows + turns[stripes - stripes[0]]) % self.lanes
+        return lanes
 
     def _turn(self, stripe: int) -> int:
         if len(self.mixture.corpora) == 1:

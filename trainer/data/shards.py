@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import IO, Any
 
 import fsspec
@@ -16,30 +16,21 @@ import pyarrow.parquet
 import zstandard
 
 from configs.schema import ConfigError
+from trainer.data.damage import Damage
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst", ".parquet")
+READ_BYTES = 1 << 16
+ROWS_PER_READ = 128
+LARGEST_ZSTD_WINDOW_BYTES = 1 << 31
+"""What `zstd --long=31` needs, with which some public corpora are packed."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file: its fsspec address and its size in bytes."""
+    """One file: its fsspec address and its size in bytes, None where the file system does not tell."""
 
     address: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What is wrong with a shard: at a document, or from a document on."""
-
-    shard: str
-    document: int
-    reason: str
-    rest_lost: bool
-
-
-class DamagedShard(ConfigError):
-    """A damaged document or shard under data.on_corrupt=fail."""
+    size_bytes: int | None
 
 
 def list_shards(key: str, patterns: list[str]) -> list[Shard]:
@@ -53,8 +44,13 @@ def list_shards(key: str, patterns: list[str]) -> list[Shard]:
         try:
             file_system, path = fsspec.url_to_fs(pattern)
             found = file_system.glob(path, detail=True) if _is_glob(path) else {path: file_system.info(path)}
-        except FileNotFoundError:
-            found = {}
+            # A glob does not follow links, of which some caches are made.
+            found = {
+                name: file_system.info(name) if info["type"] == "other" else info
+                for name, info in found.items()
+            }
+        except FileNotFoundError as error:
+            raise ConfigError(f"{key}={error.filename or pattern}: no such file") from None
         except Exception as error:  # a file system's own exceptions share no base class
             raise ConfigError(f"{key}={pattern}: cannot be listed: {error}") from None
         files = {name: info for name, info in found.items() if info["type"] == "file"}
@@ -64,7 +60,7 @@ def list_shards(key: str, patterns: list[str]) -> list[Shard]:
             if not name.endswith(SUFFIXES):
                 raise ConfigError(f"{key}={name}: unknown format; allowed: {', '.join(SUFFIXES)}")
             address = file_system.unstrip_protocol(name)
-            shards[address] = Shard(address, int(info["size"] or 0))
+            shards[address] = Shard(address, info["size"])
     if all(shard.size_bytes == 0 for shard in shards.values()):
         raise ConfigError(f"{key}={patterns[0]}: all {len(shards)} files are empty")
     return [shards[address] for address in sorted(shards)]
@@ -80,27 +76,35 @@ def documents(
     """Number in the shard and text of every `stride`-th document from number `first` on.
 
     Damaged documents keep their number, so what one reader loses moves nothing for the others.
-    Documents that were not asked for are passed over without being parsed.
+    Documents that were not asked for are passed over without being parsed. A file system that fails
+    is no damage: OSError is raised, and the run can be resumed where the text is still whole.
     """
-    read = _parquet_rows if shard.address.endswith(".parquet") else _lines
+    parquet = shard.address.endswith(".parquet")
+    read = _cells if parquet else _lines
     number = first
     if shard.size_bytes == 0:
         on_damage(Damage(shard.address, 0, "empty file", rest_lost=True))
         return
     try:
         for number, raw in read(shard, text_field, first, stride):
-            if isinstance(raw, bytes) and not raw.strip():
+            if not parquet and not raw.strip():
                 continue
             try:
-                text = json.loads(raw)[text_field] if isinstance(raw, bytes) else raw
+                value = raw if parquet else json.loads(raw)[text_field]
+                text = value.decode() if isinstance(value, bytes) else value
                 if not isinstance(text, str):
                     raise TypeError(f"field {text_field} is not text")
-            except (ValueError, KeyError, TypeError) as error:
+                text.encode()  # fails on half a surrogate pair, which JSON can spell
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 reason = f"no field {text_field}" if isinstance(error, KeyError) else str(error)
                 on_damage(Damage(shard.address, number, reason[:200], rest_lost=False))
             else:
                 yield number, text
     except (EOFError, OSError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
+        # pyarrow calls damage OSError too, but without an errno.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            error.add_note(f"while reading {shard.address}")
+            raise
         on_damage(Damage(shard.address, number, f"{type(error).__name__}: {error}"[:200], rest_lost=True))
 
 
@@ -108,29 +112,60 @@ def _is_glob(path: str) -> bool:
     return any(character in path for character in "*?[")
 
 
-def _lines(shard: Shard, text_field: str, first: int, stride: int) -> Iterator[tuple[int, bytes]]:
+def _lines(shard: Shard, text_field: str, first: int, stride: int) -> Iterator[tuple[int, Any]]:
     with fsspec.open(shard.address, "rb") as file:
-        for number, line in enumerate(_decompressed(file, shard.address)):
-            if number >= first and (number - first) % stride == 0:
-                yield number, line
+        yield from islice(enumerate(_split(_decompressed(file, shard.address))), first, None, stride)
 
 
-def _decompressed(file: IO[bytes], address: str) -> Any:
+def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines of a text that comes in pieces."""
+    begun: list[bytes] = []
+    for piece in pieces:
+        end, *lines = piece.split(b"\n")
+        begun.append(end)
+        if lines:
+            yield b"".join(begun)
+            begun = [lines.pop()]
+            yield from lines
+    yield b"".join(begun)
+
+
+def _decompressed(file: IO[bytes], address: str) -> Iterator[bytes]:
+    """Pieces of a file's text. Raises EOFError after the last whole piece of a file that is cut short."""
+    new: Callable[[], Any]
     if address.endswith(".gz"):
-        return gzip.GzipFile(fileobj=file)
-    if address.endswith(".zst"):
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
-    return file
+        new = partial(zlib.decompressobj, 16 + zlib.MAX_WBITS)
+    elif address.endswith(".zst"):
+        new = zstandard.ZstdDecompressor(max_window_size=LARGEST_ZSTD_WINDOW_BYTES).decompressobj
+    else:
+        yield from iter(lambda: file.read(READ_BYTES), b"")
+        return
+    member = None  # gzip calls its parts members, zstd frames; a file may have any number of them
+    while data := file.read(READ_BYTES):
+        while data := data if member else data.lstrip(b"\0"):  # gzip files may be padded with zeros
+            member = member or new()
+            yield member.decompress(data)
+            data = member.unused_data
+            if member.eof:
+                member = None
+    if member:
+        raise EOFError("the file is cut short")
 
 
-def _parquet_rows(shard: Shard, text_field: str, first: int, stride: int) -> Iterator[tuple[int, Any]]:
+def _cells(shard: Shard, text_field: str, first: int, stride: int) -> Iterator[tuple[int, Any]]:
+    """Cells of a parquet file's text column as bytes, so that one which is not UTF-8 loses only itself."""
     with fsspec.open(shard.address, "rb") as file:
-        table = pyarrow.parquet.ParquetFile(file)
+        # As pages rather than whole row groups, of which one can be all of a file.
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
         if text_field not in table.schema_arrow.names:
             raise pyarrow.ArrowInvalid(f"no column {text_field}")
+        groups = [table.metadata.row_group(index).num_rows for index in range(table.num_row_groups)]
         number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-            column = batch.column(0)
+        while groups and number + groups[0] <= first:
+            number += groups.pop(0)
+        rest = range(table.num_row_groups - len(groups), table.num_row_groups)
+        for batch in table.iter_batches(ROWS_PER_READ, row_groups=rest, columns=[text_field]):
+            column = batch.column(0).cast(pyarrow.large_binary())
             start = number + (first - number) % stride if number >= first else first
             for row in range(start - number, len(column), stride):
                 yield number + row, column[row].as_py()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from configs.schema import ConfigError, Model
 
 Tokens = NDArray[np.int32]
+DOCUMENTS_PER_ENCODE = 16
+"""Enough to occupy some cores; every lane holds so many encoded documents ahead."""
 
 
 class DocumentTokenizer:
@@ -33,13 +37,19 @@ class DocumentTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
 
-    def encode(self, texts: list[str]) -> list[Tokens]:
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Ids of each text, the end-of-document id last; an empty text gives an empty array."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [
             np.array([*encoding.ids, self.end_of_document] if encoding.ids else [], dtype=np.int32)
             for encoding in encodings
         ]
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[Tokens]:
+        """`encode` of any number of texts, a few at a time."""
+        remaining = iter(texts)
+        while some := list(islice(remaining, DOCUMENTS_PER_ENCODE)):
+            yield from self.encode(some)
 
 
 def load_tokenizer(model: Model) -> DocumentTokenizer:

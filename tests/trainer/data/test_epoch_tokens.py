@@ -1,0 +1,83 @@
+"""With budget=epochs, the length of the run follows from counting the corpus with the largest weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from support import Site
+
+from configs.compose import compose
+from configs.schema import Config, ConfigError
+from trainer import corpora
+from trainer.corpora import load_corpora, steps_of
+from trainer.data.shards import documents
+from trainer.data.tokenizer import DocumentTokenizer
+from trainer.distributed import World
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield World(0, 1, torch.device("cpu"), dist.new_group(backend="gloo"))
+    dist.destroy_process_group()
+
+
+def config_of(site: Site, *more: str) -> Config:
+    overrides = [text for text in site.overrides() if not text.startswith("budget")]
+    return compose([*overrides, "budget=epochs", "budget.epochs=2", *more])
+
+
+def test_the_corpus_with_the_largest_weight_is_read_as_often_as_asked(
+    site: Site, world: World, tokenizer: DocumentTokenizer
+) -> None:
+    config = config_of(site)  # legal has weight 0.7
+    loaded = load_corpora(site.root, config, world)
+    texts = [text for shard in loaded.train["legal"] for _, text in documents(shard, "text", pytest.fail)]
+    tokens = sum(len(tokens) for tokens in tokenizer.encode(texts))
+    assert loaded.epoch_tokens == tokens
+    rows = steps_of(config, loaded) * config.global_batch
+    assert 0.7 * rows * config.model.sequence_length == pytest.approx(2 * tokens, rel=0.02)
+
+
+def test_a_long_count_that_meets_often_gives_the_same_number(
+    site: Site, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for run, seconds in (("a", 60.0), ("b", 0.0)):
+        monkeypatch.setattr(corpora, "MEET_SECONDS", seconds)
+        (site.root / run).mkdir()
+        counts.append(load_corpora(site.root / run, config_of(site), world).epoch_tokens)
+    assert counts[0] == counts[1]
+
+
+def test_a_resumed_run_has_as_many_steps_though_the_text_has_grown(site: Site, world: World) -> None:
+    config = config_of(site)
+    counted = load_corpora(site.root, config, world).epoch_tokens
+    first, second = sorted((site.root / "legal").glob("train.*"))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    assert load_corpora(site.root, config, world).epoch_tokens == counted
+
+
+@pytest.mark.parametrize("budget", ["budget=tokens", "budget=flops"])
+def test_nothing_is_counted_for_other_budgets(site: Site, world: World, budget: str) -> None:
+    kind = budget.removeprefix("budget=")
+    overrides = [text for text in site.overrides() if not text.startswith("budget")]
+    config = compose([*overrides, budget, f"budget.{kind}=1000000"])
+    assert load_corpora(site.root, config, world).epoch_tokens is None
+
+
+def test_a_text_field_that_no_document_has_names_the_corpus_and_the_field(site: Site, world: World) -> None:
+    with pytest.raises(ConfigError, match=r"data\.corpora\.legal\.validation: .*field body"):
+        load_corpora(site.root, config_of(site, "data.corpora.legal.text_field=body"), world)
+
+
+def test_an_empty_shard_is_told_and_left_out(site: Site, world: World, tmp_path: Path) -> None:
+    (site.root / "legal" / "train.99999.json.gz").touch()
+    loaded = load_corpora(tmp_path, config_of(site), world)
+    assert len(loaded.train["legal"]) == 2
+    assert "empty file" in (tmp_path / "events.jsonl").read_text()

@@ -1,0 +1,56 @@
+"""The loss of a row: a sum over the tokens that are to be predicted, and over no others."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from trainer.objective import IGNORED, causal, loss_sum, target_tokens
+
+
+def test_every_token_is_predicted_from_those_before_it() -> None:
+    rows = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    inputs, targets = causal(rows)
+    assert inputs.tolist() == [[1, 2, 3], [5, 6, 7]]
+    assert targets.tolist() == [[2, 3, 4], [6, 7, 8]]
+
+
+def test_the_loss_is_the_sum_of_negative_log_probabilities() -> None:
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0]]])  # p = (1/4, 3/4) and (1/2, 1/2)
+    loss = loss_sum(logits, torch.tensor([[1, 0]]))
+    assert loss.item() == pytest.approx(-math.log(3 / 4) - math.log(1 / 2))
+
+
+def test_ignored_targets_add_neither_loss_nor_gradient_nor_count() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = torch.tensor([[1, IGNORED, 2], [IGNORED, IGNORED, 4]])
+    loss = loss_sum(logits, targets)
+    loss.backward()
+    log_p = logits.detach().log_softmax(-1)
+    assert loss.item() == pytest.approx(-(log_p[0, 0, 1] + log_p[0, 2, 2] + log_p[1, 2, 4]).item())
+    assert logits.grad is not None
+    assert torch.equal(logits.grad.abs().sum(-1) > 0, targets != IGNORED)
+    assert target_tokens(targets) == 3
+
+
+def test_rows_without_any_target_have_loss_zero() -> None:
+    targets = torch.full((2, 3), IGNORED)
+    assert loss_sum(torch.randn(2, 3, 5), targets).item() == 0
+    assert target_tokens(targets) == 0
+
+
+def test_the_sum_does_not_depend_on_how_rows_are_split() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 16, 50, generator=generator)
+    targets = torch.randint(50, (8, 16), generator=generator)
+    parts = sum(loss_sum(logits[rows], targets[rows]).item() for rows in (slice(0, 3), slice(3, 8)))
+    assert parts == pytest.approx(loss_sum(logits, targets).item(), rel=1e-6)
+
+
+def test_low_precision_logits_are_summed_in_fp32() -> None:
+    logits = torch.zeros(4, 1024, 8, dtype=torch.bfloat16)
+    loss = loss_sum(logits, torch.zeros(4, 1024, dtype=torch.long))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(4096 * math.log(8), rel=1e-5)
