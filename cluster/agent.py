@@ -58,12 +58,12 @@ class Agent:
 
     def main(self) -> int:
         """Start workers, restart them after a crash within the budget, return the run's exit code."""
-        step = int((self._newest_checkpoint() or "step-0").removeprefix("step-"))
+        step = int((attempts.newest_checkpoint(self.run) or "step-0").removeprefix("step-"))
         host = os.uname().nodename
         events.record(self.run, "attempt", step=step, agent_pid=os.getpid(), host=host)
         crashes = 0
         while True:
-            before = self._newest_checkpoint()
+            before = attempts.newest_checkpoint(self.run)
             self._start()
             code = self._wait()
             if code in exit_codes.FINAL:
@@ -72,7 +72,7 @@ class Agent:
                 return code
             if self._stopping():
                 return exit_codes.REQUEUE
-            crashes = crashes + 1 if self._newest_checkpoint() == before else 1
+            crashes = crashes + 1 if attempts.newest_checkpoint(self.run) == before else 1
             if crashes > self.config.cluster.restarts:
                 events.record(self.run, "no_progress", crashes=crashes)
                 return exit_codes.NO_PROGRESS
@@ -184,10 +184,6 @@ class Agent:
         for worker in self.workers:
             if worker.exit_code is None:
                 worker.process.send_signal(number)
-
-    def _newest_checkpoint(self) -> str | None:
-        latest = self.run / "checkpoints" / "latest"
-        return os.readlink(latest) if latest.is_symlink() else None
 
 
 def _last_line(log: Path) -> str:

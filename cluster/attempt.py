@@ -32,6 +32,12 @@ def current(run: Path) -> int:
     return max((int(entry.name) for entry in directory.glob("[0-9]*")), default=0)
 
 
+def newest_checkpoint(run: Path) -> str | None:
+    """Name of the checkpoint that RUN/checkpoints/latest points to, None before the first."""
+    latest = run / "checkpoints" / "latest"
+    return latest.readlink().name if latest.is_symlink() else None
+
+
 def check(run: Path, attempt: int) -> None:
     """Raise Fenced if a newer attempt than this one has begun."""
     if (newest := current(run)) > attempt:

@@ -17,7 +17,7 @@ STOP_FILE_SECONDS = 1.0
 
 
 class StopNotice:
-    """Remembers the first notice to stop; a second one ends the process at once.
+    """Remembers the first notice to stop; a second signal ends the process at once.
 
     The training loop asks `requested` at step boundaries. A file RUN/STOP is a notice too, looked for
     at most once a second because the run directory may be on a network file system.
@@ -25,6 +25,7 @@ class StopNotice:
 
     def __init__(self, run: Path) -> None:
         self.reason: str | None = None
+        self._signalled = False
         self._stop_file = run / "STOP"
         self._looked_at = 0.0
         for number in NOTICES:
@@ -40,9 +41,10 @@ class StopNotice:
         return self.reason is not None
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None:
+        if self._signalled:
             os._exit(exit_codes.REQUEUE)
-        self.reason = signal.Signals(number).name
+        self._signalled = True
+        self.reason = self.reason or signal.Signals(number).name
 
 
 def die_with_parent() -> None:

@@ -144,7 +144,7 @@ class Corpus(Section):
     """One source of documents."""
 
     train: Paths = None
-    """Shards: paths, globs or fsspec addresses of .json.gz, .jsonl, .jsonl.zst or .parquet files;
+    """Shards: paths, globs or fsspec addresses of .json, .jsonl (plain, .gz or .zst) or .parquet files;
     none means that the corpus is only evaluated."""
     validation: Paths = None
     """Held-out shards, in the same forms; none means no evaluation on this corpus."""
@@ -306,7 +306,7 @@ class Cluster(Section):
     restarts: NonNegativeInt = 3
     """Crashes in a row without a new checkpoint that are answered with a restart."""
     stop_seconds: PositiveFloat = 120.0
-    """Longest time from a stop notice to the end of the workers, a save included."""
+    """Longest time from a signal to stop until the workers have saved and ended; then they are killed."""
 
 
 class Run(Section):

@@ -16,7 +16,7 @@ import yaml
 
 from cluster import exit_codes
 from configs.compose import compose
-from configs.load import reason, unknown
+from configs.load import load, reason, unknown
 from configs.schema import Config, ConfigError
 
 FOLLOW_SECONDS = 0.2
@@ -93,8 +93,8 @@ def launch(options: argparse.Namespace) -> int:
         print(" ".join(local.agent_command(Path(directory))))
         return exit_codes.DONE
     prepared = _prepare(config)
-    pid = local.submit(prepared)
-    print(f"{prepared.name}: launched, process {pid}; `trainyard logs -f {prepared.name}` follows it")
+    pid, name = local.submit(prepared), _name(prepared)
+    print(f"{name}: launched, process {pid}; `trainyard logs -f {name}` follows it")
     return exit_codes.DONE
 
 
@@ -108,7 +108,7 @@ def resume(options: argparse.Namespace) -> int:
     (directory / "STOP").unlink(missing_ok=True)
     if options.detach:
         local.submit(directory)
-        print(f"{directory.name}: resumed; `trainyard logs -f {directory.name}` follows it")
+        print(f"{_name(directory)}: resumed; `trainyard logs -f {_name(directory)}` follows it")
         return exit_codes.DONE
     return _watch_locally(directory)
 
@@ -168,7 +168,7 @@ def cancel(options: argparse.Namespace) -> int:
     if not registry.is_minded(directory):
         raise ConfigError(f"{options.run}: this run is not being trained")
     (directory / "STOP").touch()
-    print(f"{directory.name}: stops with a checkpoint at its next step")
+    print(f"{_name(directory)}: stops with a checkpoint at its next step")
     return exit_codes.DONE
 
 
@@ -236,6 +236,11 @@ def _config(options: argparse.Namespace) -> Config:
     return compose(options.overrides, options.config_dir)
 
 
+def _name(directory: Path) -> str:
+    """A run's name, by which the registry knows it."""
+    return load(directory / "config.yaml").run.name or directory.name
+
+
 def _print_config(config: Config) -> int:
     print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), end="")
     return exit_codes.DONE
@@ -263,7 +268,7 @@ def _prepare(config: Config) -> Path:
     if refused := refusal(answer, config):
         raise ConfigError(refused)
     directory = freeze(config, answer)
-    registry.add(directory.name, directory, config.cluster.kind)
+    registry.add(_name(directory), directory, config.cluster.kind)
     return directory
 
 

@@ -27,7 +27,6 @@ class Watch:
         self._metrics = Tail(run / "metrics.jsonl", from_start)
         self._console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
         self._last_plain = 0.0
-        self.exit_code: int | None = None
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -52,12 +51,11 @@ class Watch:
     def tick(self) -> None:
         """Show what has been written since the last call."""
         for event in self._events.new_rows():
-            if event["event"] == "ended":
-                self.exit_code = event["exit_code"]
             if event["event"] == "training":
                 self._progress.update(self._task, total=event["steps"], completed=event["step"])
             if line := describe_event(event):
-                self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {escape(line)}")
+                clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+                self._console.print(f"[dim]{clock}[/dim] {escape(line)}")
         for row in self._metrics.new_rows():
             self._show(row)
 

@@ -92,7 +92,7 @@ class Session:
         self.throughput.restart()
 
     def save(self) -> None:
-        """Write a checkpoint. Raises NoSpace on a full disk, Diverged when the weights are not finite."""
+        """Write a checkpoint. Raises NoSpace on a full disk, Diverged if the last gradient was not finite."""
         if not math.isfinite(self.grad_norm.item()):
             self._diverged("grad_norm", self.grad_norm.item())
         position = Position.merged(self.world.gather(self.position))

@@ -76,16 +76,17 @@ class _Supervisor:
 
     def run(self, tick: Callable[[], None]) -> int:
         restarts = load(self._run / "config.yaml").cluster.restarts
-        lost_agents = 0
+        lost_agents = 0  # in a row, without a new checkpoint
         while True:
             if self._notices:
                 return exit_codes.REQUEUE
+            before = attempts.newest_checkpoint(self._run)
             code = self._attempt(tick)
             if self._notices or (self._run / "STOP").exists():
                 # An agent that was told to stop before it listened dies of the signal.
                 return code if code in exit_codes.FINAL else exit_codes.REQUEUE
             if code not in exit_codes.FINAL:
-                lost_agents += 1
+                lost_agents = lost_agents + 1 if attempts.newest_checkpoint(self._run) == before else 1
                 events.record(self._run, "agent_lost", exit_code=code)
             if code in exit_codes.FINAL - {exit_codes.REQUEUE} or lost_agents > restarts:
                 return code

@@ -103,6 +103,7 @@ def _memory(shape: Shape, config: Config) -> dict[str, Any]:
             name: {
                 "active_gib": peak.active_gib,
                 "reserved_gib": peak.reserved_gib,
+                "device_gib": peak.device_gib,
                 "verdict": peak.verdict,
             }
             for name, peak in by_strategy.items()

@@ -72,7 +72,7 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, Text]]:
         (
             "strategies",
             Text("; ").join(
-                _judged(f"{name} {peak['reserved_gib']:.1f} GiB", peak["verdict"])
+                _judged(f"{name} {peak['device_gib']:.1f} GiB", peak["verdict"])
                 for name, peak in memory["by_strategy"].items()
             ),
         ),

@@ -77,7 +77,7 @@ class Store:
     def load(self, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
         """Fill `tensors` from the newest whole checkpoint; returns its state, or None for a new run.
 
-        A damaged checkpoint is renamed to step-N.damaged with an event, and the next older one is
+        A damaged checkpoint is renamed to step-N.damaged-TIME with an event, and the next older one is
         taken. Raises ConfigError if damaged ones are all there are, or if the checkpoint is of
         another model; nothing is overwritten then.
         """

@@ -30,7 +30,7 @@ class Fsdp:
                 reduce_dtype=DTYPES[config.sharding.reduce_dtype],
             ),
         )
-        module.to(world.device)
+        # Each call moves what it splits to the device, so the whole model is never there.
         for block in blocks(module):
             split(block)
         sharded = split(module)
