@@ -26,6 +26,8 @@ from configs.schema import Config, ConfigError
 
 POLL_SECONDS = 0.1
 CLOSE_SECONDS = 10.0
+LAST_LINE_BYTES = 1 << 16
+SECOND_NOTICE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 
 
@@ -132,7 +134,8 @@ class Agent:
     def _export(self) -> None:
         """A run that is done stays done when its export fails: `trainyard export` can be tried again."""
         command = [sys.executable, "-P", "-m", "trainer.export", str(self.run)]
-        outcome = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        environment = os.environ | {"TRAINYARD_PARENT": str(os.getpid())}
+        outcome = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         if outcome.returncode:
             reason = (outcome.stderr.strip().splitlines() or ["no message"])[-1]
             events.record(self.run, "export_failed", exit_code=outcome.returncode, reason=reason)
@@ -178,6 +181,8 @@ class Agent:
             self.stop_reason = signal.Signals(number).name
             self.stop_deadline = time.monotonic() + self.config.cluster.stop_seconds
             events.record(self.run, "signal", signal=self.stop_reason)
+        else:  # a worker inside a collective operation cannot hear a second notice
+            self.stop_deadline = time.monotonic() + SECOND_NOTICE_SECONDS
         self._signal_workers(signal.SIGTERM)
 
     def _signal_workers(self, number: signal.Signals) -> None:
@@ -187,7 +192,9 @@ class Agent:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
     return lines[-1][:500] if lines else ""
 
 

@@ -34,6 +34,7 @@ class Placement:
                 "MASTER_ADDR": self.master_address,
                 "MASTER_PORT": str(self.master_port),
                 "TRAINYARD_ATTEMPT": str(attempt),
+                "TRAINYARD_PARENT": str(os.getpid()),
             }
         )
 

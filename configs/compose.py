@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.load import check_key, first_line, parse, unknown
+from configs.load import check_key, first_line, is_text, parse, unknown
 from configs.schema import Config, ConfigError
 
 ROOT = Path(__file__).resolve().parent
@@ -25,7 +25,7 @@ def compose(overrides: list[str], config_directory: Path | None = None) -> Confi
     """Compose and check one run.
 
     overrides: Hydra's syntax, for example ["model=llama-7b", "optimizer.lr=1e-4"].
-    config_directory: a folder with more YAML groups, searched before ours.
+    config_directory: a folder with more presets for our groups, under names that ours do not have.
     Raises ConfigError: one line that names the key, its value and what is allowed.
     """
     arguments = [_checked(override, config_directory) for override in overrides]
@@ -45,7 +45,9 @@ def compose(overrides: list[str], config_directory: Path | None = None) -> Confi
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error, "full_key", None) or "config"
-        raise ConfigError(f"{key}: {first_line(error)}") from None
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # Hydra's own, for a malformed defaults list or text that is not UTF-8
+        raise ConfigError(f"config: {first_line(error)}") from None
     except yaml.YAMLError as error:  # in a file of config_directory, which its text names
         raise ConfigError(f"config: {' '.join(str(error).split())}") from None
     return with_absolute_paths(parse(values))
@@ -56,7 +58,10 @@ def groups(config_directory: Path | None = None) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for root in filter(None, (ROOT, config_directory)):
         for file in root.glob("*/*.yaml"):
-            found.setdefault(file.parent.name, set()).add(file.stem)
+            names = found.setdefault(file.parent.name, set())
+            if file.stem in names:
+                raise ConfigError(f"{file}: a preset of ours has this name, choose another")
+            names.add(file.stem)
     return {group: sorted(names) for group, names in sorted(found.items())} | (
         {} if "experiment" in found else {"experiment": []}
     )
@@ -73,6 +78,8 @@ def with_absolute_paths(config: Config) -> Config:
         if value is not None and os.path.exists(os.path.expanduser(value)):
             setattr(config.model, key, _absolute(value))
     if config.run.directory is not None:
+        if "://" in config.run.directory:
+            raise ConfigError(f"run.directory={config.run.directory}: must be a local path")
         config.run.directory = _absolute(config.run.directory)
     return config
 
@@ -87,7 +94,7 @@ def _checked(text: str, config_directory: Path | None) -> str:
         raise ConfigError(f"{text}: give KEY=VALUE")
     try:
         override: Override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         raise ConfigError(
             f"{text}: {first_line(error)}; a value with special characters needs quotes, \"KEY='VALUE'\""
         ) from None
@@ -103,7 +110,9 @@ def _checked(text: str, config_directory: Path | None) -> str:
         return text
     if key in known and not isinstance(value, dict):
         return _checked_choice(key, value, known[key])
-    check_key(key)
+    if is_text(check_key(key)) and isinstance(value, bool | int | float):
+        # 2024_10 and 1e3 are numbers to Hydra; a name or a path keeps the letters that were typed.
+        return f"++{key}='{text.partition('=')[2].strip()}'"
     return f"++{key}={override.get_value_element_as_str()}"
 
 

@@ -42,8 +42,8 @@ def parse(values: Any) -> Config:
         raise ConfigError(_explain(error.errors()[0])) from None
 
 
-def check_key(dotted: str) -> None:
-    """Raise ConfigError with the nearest valid key unless the schema has this one."""
+def check_key(dotted: str) -> Any:
+    """Type of a key in the schema. Raises ConfigError with the nearest valid key if it has none."""
     annotation: Any = Config
     done: list[str] = []
     for part in dotted.split("."):
@@ -55,6 +55,12 @@ def check_key(dotted: str) -> None:
         else:
             raise ConfigError(unknown(dotted, part, sections, ".".join(done)))
         done.append(part)
+    return annotation
+
+
+def is_text(annotation: Any) -> bool:
+    """Whether a key of this type holds text, or a list of texts."""
+    return annotation is str or any(is_text(inner) for inner in typing.get_args(annotation))
 
 
 def unknown(shown: str, part: str, valid: Iterable[str], parent: str = "") -> str:

@@ -45,6 +45,7 @@ def _as_list(value: Any) -> Any:
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(gt=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 Paths = Annotated[Annotated[list[Text], Field(min_length=1)] | None, BeforeValidator(_as_list)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
@@ -59,21 +60,21 @@ class Model(Section):
     """Architecture built from the sizes below, or `hf`: architecture and weights come from `path`."""
     path: str | None = None
     """Hugging Face directory or hub id to continue from; only with family hf."""
-    tokenizer: str | None = None
+    tokenizer: Text | None = None
     """Directory or hub id of a Hugging Face fast tokenizer; none means the one in path."""
-    layers: PositiveInt | None = None
+    layers: Size | None = None
     """Transformer blocks."""
-    hidden: PositiveInt | None = None
+    hidden: Size | None = None
     """Width of the residual stream."""
-    heads: PositiveInt | None = None
+    heads: Size | None = None
     """Attention (query) heads."""
-    kv_heads: PositiveInt | None = None
+    kv_heads: Size | None = None
     """Key and value heads; absent means as many as heads, fewer is grouped-query attention."""
-    ffn: PositiveInt | None = None
+    ffn: Size | None = None
     """Width of the feed-forward layer."""
-    vocabulary: PositiveInt | None = None
+    vocabulary: Size | None = None
     """Rows of the embedding table; at least as many as the tokenizer has ids."""
-    sequence_length: PositiveInt
+    sequence_length: Size
     """Tokens of a row that are predicted; a row holds one more."""
     tied_embeddings: bool = False
     """Whether input and output embeddings share one matrix."""
@@ -108,6 +109,11 @@ class Model(Section):
         assert self.heads is not None
         if self.hidden % self.heads:
             raise ValueError(f"model.heads={self.heads}: must divide model.hidden={self.hidden}")
+        if self.family == "llama" and self.hidden // self.heads % 2:
+            raise ValueError(
+                f"model.heads={self.heads}: model.hidden / model.heads = {self.hidden // self.heads} "
+                "must be even for rotary positions"
+            )
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"model.kv_heads={self.kv_heads}: must divide model.heads={self.heads}")
         if self.family == "gpt2" and self.kv_heads not in (None, self.heads):
@@ -150,7 +156,7 @@ class Corpus(Section):
     """Held-out shards, in the same forms; none means no evaluation on this corpus."""
     weight: PositiveFloat = 1.0
     """Share of rows drawn from this corpus, relative to the other corpora."""
-    text_field: str = "text"
+    text_field: Text = "text"
     """Field of a document that holds its text."""
 
 
@@ -268,7 +274,7 @@ class Tracker(Section):
     """Service that receives the metrics."""
     mode: Literal["online", "offline", "disabled"] = "online"
     """W&B's mode; offline needs no account, sync later with `wandb sync`."""
-    project: str = "trainyard"
+    project: Text = "trainyard"
     """W&B project."""
     entity: str | None = None
     """W&B team or user; none means the account's default."""
@@ -294,7 +300,7 @@ class Hardware(Section):
     """Memory a program can really use, GiB; none means the machine's own."""
     peak_tflops: PeakTflops = PeakTflops()
     """Dense peaks; none where unknown, MFU is then null."""
-    efficiency: Fraction = 0.4
+    efficiency: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Share of the peak that a planned step is assumed to reach."""
 
 
@@ -360,7 +366,7 @@ class Config(Section):
     """Compile each transformer block with torch.compile."""
     log_every_steps: PositiveInt = 10
     """Steps between rows of metrics.jsonl."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, of dropout and of the data order."""
 
     @property

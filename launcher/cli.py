@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import yaml
 
@@ -34,6 +36,8 @@ def main() -> None:
     except ConfigError as error:
         print(f"trainyard: {error}", file=sys.stderr)
         sys.exit(exit_codes.BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(exit_codes.DONE)
@@ -75,25 +79,26 @@ def train(options: argparse.Namespace) -> int:
     config = _config(options)
     if options.cfg:
         return _print_config(config)
-    return _watch_locally(_prepare(config))
+    directory, held = _prepare(config)
+    with held:
+        return _watch_locally(directory)
 
 
 def launch(options: argparse.Namespace) -> int:
     """submit a run to the cluster and return at once"""
     from launcher.backends import local
+    from launcher.freeze import run_directory
 
     config = _config(options)
     if options.cfg:
         return _print_config(config)
     if options.dry_run:
-        from launcher.freeze import with_defaults
-
-        directory = with_defaults(config).run.directory
-        assert directory is not None
-        print(" ".join(local.agent_command(Path(directory))))
+        checked, _ = _checked(config)
+        print(shlex.join(local.supervisor_command(run_directory(checked))))
         return exit_codes.DONE
-    prepared = _prepare(config)
-    pid, name = local.submit(prepared), _name(prepared)
+    directory, held = _prepare(config)
+    with held:
+        pid, name = local.submit(directory, held), _name(directory)
     print(f"{name}: launched, process {pid}; `trainyard logs -f {name}` follows it")
     return exit_codes.DONE
 
@@ -104,13 +109,13 @@ def resume(options: argparse.Namespace) -> int:
     from launcher.backends import local
 
     directory = registry.find(options.run)
-    registry.hold(directory).close()
-    (directory / "STOP").unlink(missing_ok=True)
-    if options.detach:
-        local.submit(directory)
-        print(f"{_name(directory)}: resumed; `trainyard logs -f {_name(directory)}` follows it")
-        return exit_codes.DONE
-    return _watch_locally(directory)
+    with registry.hold(directory) as held:
+        (directory / "STOP").unlink(missing_ok=True)
+        if options.detach:
+            local.submit(directory, held)
+            print(f"{_name(directory)}: resumed; `trainyard logs -f {_name(directory)}` follows it")
+            return exit_codes.DONE
+        return _watch_locally(directory)
 
 
 def runs(options: argparse.Namespace) -> int:
@@ -254,10 +259,28 @@ def _print_plan(answer: dict[str, Any], file: Any) -> None:
     Console(file=file).print(render(answer))
 
 
-def _prepare(config: Config) -> Path:
-    """Plan, refuse what cannot fit, freeze, and enter the run in the registry."""
+def _prepare(config: Config) -> tuple[Path, IO[str]]:
+    """Check, freeze, and enter the run in the registry; returns its directory and the hold on it."""
     from launcher import registry
-    from launcher.freeze import check_local_paths, freeze
+    from launcher.freeze import create, freeze, run_directory
+
+    config, answer = _checked(config)
+    registry.registry_file()
+    directory = run_directory(config)
+    create(directory)
+    held = registry.hold(directory)
+    try:
+        freeze(config, answer)
+        registry.add(_name(directory), directory, config.cluster.kind)
+    except BaseException:
+        held.close()
+        raise
+    return directory, held
+
+
+def _checked(config: Config) -> tuple[Config, dict[str, Any]]:
+    """The run with its name and directory, and its plan; what cannot run or fit is refused."""
+    from launcher.freeze import check_local_paths, check_unused, run_directory, with_defaults
     from launcher.plan.plan import make_plan, refusal
 
     if config.cluster.kind == "local":
@@ -267,17 +290,16 @@ def _prepare(config: Config) -> Path:
     answer = make_plan(config)
     if refused := refusal(answer, config):
         raise ConfigError(refused)
-    directory = freeze(config, answer)
-    registry.add(_name(directory), directory, config.cluster.kind)
-    return directory
+    config = with_defaults(config)
+    check_unused(run_directory(config))
+    return config, answer
 
 
 def _watch_locally(directory: Path) -> int:
-    from launcher import registry
     from launcher.backends import local
     from launcher.watch import Watch
 
-    with registry.hold(directory), Watch(directory) as watch:
+    with Watch(directory) as watch:
         code = local.supervise(directory, watch.tick)
     _print_outcome(directory, code)
     return code

@@ -21,20 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def freeze(config: Config, plan: dict[str, Any]) -> Path:
-    """Create the run directory: config.yaml, plan.json and frozen/ with code, versions and git state.
+    """Fill the run directory: config.yaml, plan.json and frozen/ with code, versions and git state.
 
     The code is a copy of what is on disk, uncommitted changes included, so edits made while a job
     queues change nothing. config.yaml comes last: a directory that has one is complete.
     Raises ConfigError if the directory holds a run already or cannot be written.
     """
     config = with_defaults(config)
-    assert config.run.directory is not None
-    run = Path(config.run.directory)
-    if os.path.exists(run / "config.yaml"):
-        raise ConfigError(
-            f"run.directory={run}: holds a run; `trainyard resume {run}` continues it, "
-            "another run.name starts a new one"
-        )
+    run = run_directory(config)
+    check_unused(run)
     if config.budget.kind != "epochs":  # the trainer counts the tokens of an epoch exactly
         config.budget = Budget(kind="tokens", tokens=plan["budget"]["tokens"])
     try:
@@ -61,6 +56,29 @@ def freeze(config: Config, plan: dict[str, Any]) -> Path:
     return run
 
 
+def run_directory(config: Config) -> Path:
+    """Where a configuration with its defaults filled in keeps its run."""
+    assert config.run.directory is not None
+    return Path(config.run.directory)
+
+
+def create(run: Path) -> None:
+    """Make the run directory. Raises ConfigError if that is not possible."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.directory={run}: cannot be written: {error.strerror}") from None
+
+
+def check_unused(run: Path) -> None:
+    """Raise ConfigError if the directory holds a run."""
+    if os.path.exists(run / "config.yaml"):
+        raise ConfigError(
+            f"run.directory={run}: holds a run; `trainyard resume {run}` continues it, "
+            "another run.directory starts a new one"
+        )
+
+
 def with_defaults(config: Config) -> Config:
     """Name and directory of the run filled in: MODEL-DATE-TIME and runs/NAME."""
     config = config.model_copy(deep=True)
@@ -74,7 +92,8 @@ def check_local_paths(config: Config) -> None:
     for name, corpus in config.data.corpora.items():
         for split in ("train", "validation"):
             for pattern in getattr(corpus, split) or []:
-                if "://" not in pattern and not glob.glob(pattern):
+                files = [pattern] if os.path.isfile(pattern) else filter(os.path.isfile, glob.glob(pattern))
+                if "://" not in pattern and not any(files):
                     raise ConfigError(f"data.corpora.{name}.{split}={pattern}: no such file")
     for key in ("path", "tokenizer"):
         value = getattr(config.model, key)
@@ -90,6 +109,8 @@ def _git_state() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip("\n")
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != ROOT:  # installed inside somebody's repository
+            return None
         return {
             "commit": git("rev-parse", "HEAD"),
             "branch": git("rev-parse", "--abbrev-ref", "HEAD"),

@@ -32,8 +32,11 @@ class Entry:
 
 def registry_file() -> Path:
     """One JSON object a line: $XDG_STATE_HOME/trainyard/runs.jsonl."""
-    state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state_home) / "trainyard" / "runs.jsonl"
+    try:
+        state_home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    except RuntimeError:
+        raise ConfigError("XDG_STATE_HOME: not set, and there is no home directory to keep runs in") from None
+    return state_home / "trainyard" / "runs.jsonl"
 
 
 def add(name: str, run: Path, backend: str) -> None:
@@ -47,12 +50,12 @@ def add(name: str, run: Path, backend: str) -> None:
 
 def entries() -> list[Entry]:
     """Runs whose directory still exists, oldest first."""
-    rows = {row["directory"]: row["name"] for row in events.read(registry_file())}
-    return [
-        Entry(name, Path(directory))
-        for directory, name in rows.items()
-        if (Path(directory) / "config.yaml").exists()
-    ]
+    found: dict[str, str] = {}
+    for row in events.read(registry_file()):
+        match row:
+            case {"directory": str(directory), "name": str(name)}:
+                found[directory] = name
+    return [Entry(name, Path(directory)) for directory, name in found.items() if _holds_run(Path(directory))]
 
 
 def find(text: str) -> Path:
@@ -60,12 +63,16 @@ def find(text: str) -> Path:
 
     Raises ConfigError with the nearest name if there is none.
     """
-    if os.path.exists(Path(text) / "config.yaml"):
+    if _holds_run(Path(text)):
         return Path(text).resolve()
     known = {entry.name: entry.directory for entry in entries()}
     if text not in known:
         raise ConfigError(unknown(text, text, known).replace("no such key", "no such run"))
     return known[text]
+
+
+def _holds_run(directory: Path) -> bool:
+    return all(os.path.exists(directory / name) for name in ("config.yaml", "frozen"))
 
 
 def hold(run: Path) -> IO[str]:

@@ -51,6 +51,8 @@ class Watch:
     def tick(self) -> None:
         """Show what has been written since the last call."""
         for event in self._events.new_rows():
+            if not isinstance(event.get("event"), str):
+                continue
             if event["event"] == "training":
                 self._progress.update(self._task, total=event["steps"], completed=event["step"])
             if line := describe_event(event):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def load_corpora(run: Path, config: Config, world: World) -> Corpora:
     failure, listing = None, None
     if world.main:
         try:
-            listing = _list(config, report)
+            listing = _frozen_list(run, config, report)
         except ConfigError as error:
             failure = error
     failure, listing = world.from_main((failure, listing))
@@ -74,6 +75,41 @@ def steps_of(config: Config, corpora: Corpora) -> int:
         )
         tokens = round(config.budget.epochs * corpora.epoch_tokens / share)
     return max(1, math.ceil(tokens / (config.global_batch * config.model.sequence_length)))
+
+
+def _frozen_list(
+    run: Path, config: Config, on_damage: Callable[[Damage], None]
+) -> tuple[dict[str, list[Shard]], dict[str, list[Shard]]]:
+    """The shards as the first attempt found them, kept in RUN/shards.json.
+
+    Positions in the data count shards, so files that come or go later must not move them. Raises
+    ConfigError if one has gone or changed its size.
+    """
+    kept = run / "shards.json"
+    if not kept.exists():
+        train, held_out = _list(config, on_damage)
+        named = {"train": train, "validation": held_out}
+        values = {
+            split: {
+                name: [[shard.address, shard.size_bytes] for shard in shards]
+                for name, shards in found.items()
+            }
+            for split, found in named.items()
+        }
+        written = kept.with_suffix(".new")
+        written.write_text(json.dumps(values))
+        written.replace(kept)
+        return train, held_out
+    values = json.loads(kept.read_text())
+    train, held_out = (
+        {name: [Shard(*shard) for shard in shards] for name, shards in values[split].items()}
+        for split in ("train", "validation")
+    )
+    for name, shards in train.items():
+        present = set(list_shards(f"data.corpora.{name}.train", [shard.address for shard in shards]))
+        if changed := [shard for shard in shards if shard not in present]:
+            raise ConfigError(f"data.corpora.{name}.train={changed[0].address}: changed since the run began")
+    return train, held_out
 
 
 def _list(

@@ -46,6 +46,12 @@ class World:
         """Whether this rank speaks for all."""
         return self.rank == 0
 
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a host tensor to the device; on a GPU without making the host wait."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
     def sum(self, *numbers: int) -> list[int]:
         """Sums over all ranks of whole numbers, on the host."""
         tensor = torch.tensor(numbers, dtype=torch.int64)

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from cluster import events, exit_codes
+from cluster.signals import die_with_parent
 from configs.load import load
 from configs.schema import Config, ConfigError
 from trainer.checkpoint.manifest import Manifest
@@ -21,6 +22,8 @@ from trainer.data.tokenizer import DocumentTokenizer, load_tokenizer
 from trainer.model import architecture_of
 
 CHECK_TOKENS = 64
+MARKER = "trainyard.json"
+"""Names run and step of an export; only a directory that has one is replaced."""
 
 
 def export(run: Path, step: int | None, target: Path) -> Path:
@@ -29,6 +32,8 @@ def export(run: Path, step: int | None, target: Path) -> Path:
     The directory is loaded again as a user would, and its logits must equal those of the weights in
     the checkpoint, bit for bit. Raises ConfigError if there is no such whole checkpoint.
     """
+    if target.exists() and not (target / MARKER).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--to={target}: exists and is not an export, choose another directory")
     config = load(run / "config.yaml")
     name = "latest" if step is None else f"step-{step:08d}"
     checkpoint = (run / "checkpoints" / name).resolve()
@@ -47,6 +52,7 @@ def export(run: Path, step: int | None, target: Path) -> Path:
     model.save_pretrained(temporary)
     tokenizer.pretrained.save_pretrained(temporary)
     (temporary / "README.md").write_text(_model_card(run, config, checkpoint))
+    (temporary / MARKER).write_text(json.dumps({"run": str(run), "checkpoint": checkpoint.name}))
     _check(model, temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
@@ -54,15 +60,20 @@ def export(run: Path, step: int | None, target: Path) -> Path:
 
 
 def _model(config: Config, tokenizer: DocumentTokenizer, checkpoint: Path) -> PreTrainedModel:
-    architecture = architecture_of(config.model)
-    architecture.eos_token_id = architecture.bos_token_id = tokenizer.end_of_document
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    """The trained model; what training leaves alone (buffers, generation settings) is the parent's."""
+    model: PreTrainedModel
+    if config.model.path is not None:
+        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    else:
+        architecture = architecture_of(config.model)
+        architecture.eos_token_id = architecture.bos_token_id = tokenizer.end_of_document
+        model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+        model.generation_config = GenerationConfig(
+            eos_token_id=tokenizer.end_of_document, pad_token_id=tokenizer.end_of_document
+        )
     model.eval()
     weights = {f"weight/{name}": tensor.detach() for name, tensor in model.named_parameters()}
     load_tensors(weights, checkpoint_id=checkpoint, no_dist=True)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.end_of_document, pad_token_id=tokenizer.end_of_document
-    )
     return model
 
 
@@ -108,6 +119,7 @@ def _model_card(run: Path, config: Config, checkpoint: Path) -> str:
 
 
 def main() -> int:
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="trainyard export")
     parser.add_argument("run", type=Path)
     parser.add_argument("--step", type=int)

@@ -22,16 +22,14 @@ def train(session: Session, stop: StopNotice) -> int:
     config, world, strategy = session.config, session.world, session.strategy
     session.throughput.restart()
     while session.step < session.steps:
-        batch = session.next_batch()
-        rows = torch.from_numpy(batch.rows).long()
-        inputs, targets = objective.causal(rows)
+        batch = session.next_batch(give_up=lambda: stop.requested)
         # The only thing ranks tell each other on the host: once a step, so that all stop and save together.
-        tokens, stopping, saving = world.sum(
-            objective.target_tokens(targets), stop.requested, session.save_is_due
-        )
-        if stopping:
+        own_tokens = 0 if batch is None else objective.target_tokens(batch.rows)
+        tokens, stopping, saving = world.sum(own_tokens, stop.requested, session.save_is_due)
+        if batch is None or stopping:
             break
-        inputs, targets = inputs.to(world.device), targets.to(world.device)
+        rows = world.to_device(torch.from_numpy(batch.rows).long())
+        inputs, targets = objective.causal(rows)
         seed_step(config.seed, session.step, world.rank)
         lr = learning_rate(session.step, session.steps, config.optimizer.lr, config.schedule)
         loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from configs.schema import Config, ConfigError, Model
 
@@ -27,12 +34,12 @@ def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn
         )
     if tokenizer_size > architecture.vocab_size:
         key = "model.vocabulary" if model.path is None else "model.tokenizer"
-        value = architecture.vocab_size if model.path is None else model.tokenizer
+        value = architecture.vocab_size if model.path is None else model.tokenizer or model.path
         raise ConfigError(
             f"{key}={value}: the tokenizer has {tokenizer_size} ids, the model {architecture.vocab_size} rows"
         )
     if model.path is not None:
-        module = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+        module = _load_pretrained(model.path)
     else:
         architecture.eos_token_id = end_of_document
         architecture.bos_token_id = end_of_document
@@ -44,6 +51,22 @@ def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn
     if config.compile:
         for block in blocks(module):
             block.compile()
+    return module
+
+
+def _load_pretrained(path: str) -> PreTrainedModel:
+    """A checkpoint's model in fp32. Raises ConfigError unless every weight is there."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # transformers, safetensors and torch raise many kinds
+        text = str(error).strip().splitlines()
+        shown = text[0][:200] if text else type(error).__name__
+        raise ConfigError(f"model.path={path}: cannot be loaded: {shown}") from None
+    module: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ConfigError(f"model.path={path}: has no weights for {missing[0]}")
     return module
 
 

@@ -17,7 +17,7 @@ def sample(
     """Continue a prompt by up to `tokens` tokens; temperature 0 takes the likeliest each time."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    inputs = tokenizer(prompt or tokenizer.eos_token, return_tensors="pt")
+    inputs = tokenizer(prompt or tokenizer.eos_token, return_tensors="pt", add_special_tokens=False)
     torch.manual_seed(seed)
     choice = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,13 @@ class Session:
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
-    def next_batch(self) -> Batch:
-        """This rank's rows of the next global batch; waiting for them is booked as data time."""
+    def next_batch(self, give_up: Callable[[], bool]) -> Batch | None:
+        """This rank's rows of the next global batch; waiting for them is booked as data time.
+
+        None if they are slow to come and `give_up` says so.
+        """
         began = time.perf_counter()
-        batch = self.loader.next_batch()
+        batch = self.loader.next_batch(give_up)
         self.throughput.data_seconds += time.perf_counter() - began
         return batch
 
@@ -129,9 +133,10 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     module = build_model(config, corpora.tokenizer.vocabulary, corpora.tokenizer.end_of_document)
     throughput = Throughput(config, world, flops_per_token(module, config.model.sequence_length))
     strategy = shard(module, config, world)
+    tensors = strategy.state(0)
     _rehearse(strategy, config, world)
     store = Store(run, world, attempt, config.sharding.strategy, config.checkpoint.keep_last)
-    saved = store.load(strategy.state(0))
+    saved = store.load(tensors)
     step = saved["step"] if saved else 0
     position = Position.from_json(saved["data"]) if saved else Position(0, {})
     strategy.state(step)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from cluster import attempt as attempts
 from cluster import events, exit_codes
 from configs.load import load, reason
-from launcher import registry
 from launcher.report import write_report
 
 POLL_SECONDS = 0.2
@@ -26,17 +26,19 @@ def agent_command(run: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "cluster.agent", str(run)]
 
 
-def submit(run: Path) -> int:
-    """Start a detached supervisor for the run and return its process id at once.
+def supervisor_command(run: Path) -> list[str]:
+    """What minds a detached run."""
+    return [sys.executable, "-P", "-m", "launcher.backends.local", str(run)]
 
-    Raises ConfigError if another process minds the run already.
-    """
+
+def submit(run: Path, held: IO[str]) -> int:
+    """Start a detached supervisor for a run that the caller holds; returns its process id at once."""
     logs = run / "logs"
     logs.mkdir(exist_ok=True)
-    with registry.hold(run) as held, (logs / "supervisor.log").open("ab") as log:
+    with (logs / "supervisor.log").open("ab") as log:
         # The supervisor inherits the lock, so there is no moment without an owner.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "launcher.backends.local", str(run)],
+            supervisor_command(run),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -98,7 +100,11 @@ class _Supervisor:
         with (logs / "agent.log").open("ab") as log:
             agent = subprocess.Popen(
                 agent_command(self._run),
-                env=os.environ | {"PYTHONPATH": str(self._run / "frozen" / "code")},
+                env=os.environ
+                | {
+                    "PYTHONPATH": str(self._run / "frozen" / "code"),
+                    "TRAINYARD_PARENT": str(os.getpid()),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -26,7 +26,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise ConfigError(f"model.path={path}: no config.json there, give a Hugging Face model directory")
     try:
         values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"model.path={path}: config.json is not readable: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"model.path={path}: config.json must hold an object")
@@ -35,9 +35,11 @@ def read_config(path: str) -> dict[str, Any]:
 
 def size(config: dict[str, Any], path: str, *keys: str, default: int | None = None) -> int:
     """The first of several spellings of a size in a config.json. Raises ConfigError without any."""
-    found = next((config[key] for key in keys if isinstance(config.get(key), int)), default)
+    found = next((config[key] for key in keys if config.get(key) is not None), default)
     if found is None:
         raise ConfigError(f"model.path={path}: config.json lacks {' or '.join(keys)}")
+    if type(found) is not int or not 0 < found < 2**31:
+        raise ConfigError(f"model.path={path}: config.json has {keys[0]}={found}, must be a size above 0")
     return found
 
 
@@ -73,16 +75,16 @@ def _tensor_sizes(path: str) -> dict[str, int]:
                 header = json.loads(stream.read(length))
                 if not isinstance(header, dict):
                     raise ValueError("the header is not an object")
-        except (OSError, ValueError) as error:
+            sizes |= {
+                name: math.prod(tensor["shape"])
+                for name, tensor in header.items()
+                if name != "__metadata__"
+                and tensor["dtype"].startswith(("F", "BF"))
+                and not name.endswith(BUFFERS)
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"model.path={path}: {file.name} is damaged: {first_line(error)}") from None
-        sizes |= {
-            name: math.prod(tensor["shape"])
-            for name, tensor in header.items()
-            if name != "__metadata__"
-            and tensor["dtype"].startswith(("F", "BF"))
-            and not name.endswith(BUFFERS)
-        }
-    if not sizes:
+    if not sum(sizes.values()):
         raise ConfigError(
             f"model.path={path}: this architecture is sized from its weights, "
             "give a directory with model*.safetensors"

@@ -23,7 +23,6 @@ WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 from cluster.signals import StopNotice, die_with_parent
-die_with_parent()
 run, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 (run / "workers" / str(os.getpid())).touch()
 starts = len(list((run / "workers").iterdir()))
@@ -117,6 +116,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     for agent in node.agents:
         agent.kill()
         agent.communicate()
+    for pid in node.living():
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("code", [2, 3, 76])
@@ -214,7 +215,7 @@ forever()
 
 
 def test_workers_do_not_outlive_a_killed_agent(node: Node) -> None:
-    agent = node.start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nforever()")
+    agent = node.start("die_with_parent()\nforever()")
     node.ready()
     assert len(node.living()) == 2
     agent.kill()

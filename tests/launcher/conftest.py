@@ -13,6 +13,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (site.root / package).mkdir()
         (site.root / package / "__init__.py").write_text("raise ImportError('a decoy was imported')\n")
     runs = Runs(site.root)
-    outcome = runs.trainyard("train", *runs.overrides(STEPS), "checkpoint.every_steps=20", "run.export=true")
+    outcome = runs.trainyard(
+        "train", *runs.overrides(STEPS), "checkpoint.every_steps=20", "run.name=first", "run.export=true"
+    )
     assert outcome.returncode == 0, outcome.stderr
     return runs

@@ -55,7 +55,7 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_as_it_is(runs: Runs) -
     assert outcome.returncode == 2
     assert outcome.stderr == (
         f"trainyard: run.directory={runs.finished}: holds a run; `trainyard resume {runs.finished}` "
-        "continues it, another run.name starts a new one\n"
+        "continues it, another run.directory starts a new one\n"
     )
     assert contents(runs.finished) == before
 

@@ -115,6 +115,7 @@ def test_runs_are_found_by_directory_and_by_name_the_newest_first(
         (tmp_path / directory).mkdir()
         if directory != "gone":
             (tmp_path / directory / "config.yaml").touch()
+            (tmp_path / directory / "frozen").mkdir()
         registry.add("legal-7b", tmp_path / directory, "local")
     assert registry.find("legal-7b") == tmp_path / "new"
     assert registry.find(str(tmp_path / "old")) == tmp_path / "old"

@@ -29,16 +29,15 @@ def test_help_names_every_verb(runs: Runs) -> None:
         (["plan", "--cfg", "all"], "argument --cfg: invalid choice: 'all' (choose from 'job')"),
         (["train", "--config-dir", "absent"], "--config-dir=absent: no such directory"),
         (["logs"], "the following arguments are required: RUN"),
-        (["logs", "absent"], "absent: no such run; allowed: run"),
-        (["logs", "run", "--rank", "7"], "--rank=7: no log of this rank in "),
-        (["report", "rum"], "rum: no such run; did you mean run?"),
-        (["cancel", "run"], "run: this run is not being trained"),
+        (["logs", "absent"], "absent: no such run; allowed: "),
+        (["logs", "first", "--rank", "7"], "--rank=7: no log of this rank in "),
+        (["report", "frist"], "frist: no such run; did you mean first?"),
+        (["cancel", "first"], "first: this run is not being trained"),
         (["resume", "x" * 300], "no such run"),
-        (["export", "run", "--step", "7"], "checkpoints/step-00000007: no such checkpoint"),
+        (["export", "first", "--step", "7"], "checkpoints/step-00000007: no such checkpoint"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(runs: Runs, arguments: list[str], line: str) -> None:
-    (runs.root / "run-only").mkdir(exist_ok=True)  # a directory without config.yaml is no run
     outcome = runs.trainyard(*arguments)
     assert (outcome.returncode, outcome.stdout) == (2, "")
     (only,) = outcome.stderr.splitlines()
@@ -52,7 +51,7 @@ def test_runs_are_listed_as_one_json_object(runs: Runs) -> None:
     listing = json.loads(outcome.stdout)
     row = next(row for row in listing["runs"] if row["directory"] == str(runs.finished))
     assert row == {
-        "name": "run",
+        "name": "first",
         "directory": str(runs.finished),
         "state": "done",
         "step": STEPS,
@@ -77,11 +76,11 @@ def test_a_composed_configuration_is_printed_as_yaml_that_loads_again(runs: Runs
 def test_the_table_of_runs_shows_state_and_progress(runs: Runs) -> None:
     lines = runs.trainyard("runs").stdout.splitlines()
     assert lines[0].split() == ["run", "state", "step", "loss", "reason", "directory"]
-    assert ["run", "done", f"{STEPS}/{STEPS}"] in [line.split()[:3] for line in lines]
+    assert ["first", "done", f"{STEPS}/{STEPS}"] in [line.split()[:3] for line in lines]
 
 
 def test_logs_show_the_whole_run_or_one_ranks_file(runs: Runs) -> None:
-    whole = runs.trainyard("logs", "run").stderr
+    whole = runs.trainyard("logs", "first").stderr
     assert f"finished at step {STEPS}\n" in whole
     assert "\x1b" not in whole
     rank = runs.trainyard("logs", str(runs.finished), "--rank", "0").stdout
@@ -103,20 +102,21 @@ def test_a_report_is_written_and_its_path_printed(runs: Runs, tmp_path: Path) ->
 def test_an_earlier_step_is_exported_beside_the_runs_own_export(runs: Runs, tmp_path: Path) -> None:
     before = contents(runs.finished / "export")
     target = tmp_path / "step-20"
-    outcome = runs.trainyard("export", "run", "--step", "20", "--to", str(target))
+    outcome = runs.trainyard("export", "first", "--step", "20", "--to", str(target))
     assert (outcome.returncode, outcome.stdout) == (0, f"{target}\n")
     assert (target / "model.safetensors").read_bytes() != before["model.safetensors"]
     assert contents(runs.finished / "export") == before
 
 
 def test_a_sample_goes_on_with_the_prompt(runs: Runs) -> None:
-    outcome = runs.trainyard("sample", "run", "--prompt", "Document 7 speaks", "--tokens", "5")
+    outcome = runs.trainyard("sample", "first", "--prompt", "Document 7 speaks", "--tokens", "5")
     assert outcome.returncode == 0
     assert outcome.stdout.startswith("Document 7 speaks")
 
 
 def test_a_run_that_was_not_exported_cannot_be_sampled(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
+    (tmp_path / "frozen").mkdir()
     outcome = runs.trainyard("sample", str(tmp_path))
     assert outcome.stderr == (
         f"trainyard: {tmp_path}/export: not exported yet; `trainyard export {tmp_path}` does it\n"

@@ -71,10 +71,10 @@ def test_a_watch_shows_only_what_is_new_unless_asked_for_all(
 def test_half_a_line_is_shown_once_it_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "events.jsonl"
     with Watch(tmp_path, from_start=True) as watch:
-        file.write_text('{"event": "finished", ')
+        file.write_text('{"time": 0, "event": "finished", ')
         watch.tick()
         assert capsys.readouterr().err == ""
-        file.write_text('{"event": "finished", "step": 3}\n')
+        file.write_text('{"time": 0, "event": "finished", "step": 3}\n')
     assert capsys.readouterr().err.endswith(" finished at step 3\n")
 
 

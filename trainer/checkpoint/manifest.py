@@ -41,11 +41,14 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """Raises ValueError with the reason if there is none or it is damaged."""
+        """Raises ValueError with the reason if there is none or it is damaged.
+
+        An error of the file system is no damage and is raised as it is: the next try may succeed.
+        """
         try:
             values: dict[str, Any] = json.loads((directory / NAME).read_text())
             return cls(**values | {"files": [File(**file) for file in values["files"]]})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{NAME}: {error}") from None
 
     def problem(self, directory: Path, part: int = 0, parts: int = 1) -> str | None:

@@ -96,6 +96,8 @@ class Store:
                     f"{self.directory}: no whole checkpoint, {len(damaged)} damaged ones are set aside"
                 )
             return None
+        if self.world.main:  # a crash may have come between the checkpoint and the link to it
+            self._point_latest_to(path)
         saved = Manifest.read(path)
         if differs := manifest.difference(saved.tensors, manifest.shapes(tensors)):
             raise ConfigError(f"{path}: a checkpoint of another model: {differs}")
@@ -123,19 +125,20 @@ class Store:
         for path in (temporary / "state.json", temporary / manifest.NAME, temporary):
             _fsync(path)
         attempts.check(self.run, self.attempt)
-        if final.exists():  # reached the same step again after falling back behind it
-            shutil.rmtree(final)
         temporary.rename(final)
         _fsync(self.directory)
-        link = self.directory / f".latest.attempt-{self.attempt}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(final.name)
-        link.replace(self.directory / "latest")
-        _fsync(self.directory)
+        self._point_latest_to(final)
         for old in _complete(self.directory)[self.keep_last :]:
-            shutil.rmtree(old)
+            old.rename(old.with_name(f".{old.name}.old"))
         for leftover in self.directory.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def _point_latest_to(self, checkpoint: Path) -> None:
+        link = self.directory / f".latest.attempt-{self.attempt}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint.name)
+        link.replace(self.directory / "latest")
+        _fsync(self.directory)
 
     def _agree(self, failure: Exception | None, temporary: Path, tensors: dict[str, Tensor]) -> None:
         """Raise rank 0's failure on every rank, the half-written directory removed."""
@@ -164,7 +167,7 @@ class Store:
         """What is wrong with a checkpoint; each rank reads its share of the files."""
         try:
             problem = Manifest.read(path).problem(path, self.world.rank, self.world.size)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             problem = str(error)
         return next(filter(None, self.world.gather(problem)), None)
 

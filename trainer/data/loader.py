@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import resource
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from trainer.data.lanes import Cursor, Lane
 from trainer.data.order import Order
 from trainer.data.shards import Shard
 from trainer.data.tokenizer import DocumentTokenizer, Tokens
+
+PATIENCE_SECONDS = 1.0
+CLOSE_SECONDS = 10.0
 
 Cursors = dict[tuple[str, int], Cursor]
 """(corpus, lane) -> cursor."""
@@ -95,18 +100,33 @@ class Loader:
         self._thread = threading.Thread(target=self._produce, args=(position.rows,), daemon=True)
         self._thread.start()
 
-    def next_batch(self) -> Batch:
-        """The next batch; raises what the preparing thread met, ConfigError for a user's mistake."""
-        item = self._queue.get()
+    def next_batch(self, give_up: Callable[[], bool] = lambda: False) -> Batch | None:
+        """The next batch, or None if it is slow to come and `give_up` says so.
+
+        Raises what the preparing thread met, ConfigError for a user's mistake.
+        """
+        while True:
+            try:
+                item = self._queue.get(timeout=PATIENCE_SECONDS)
+                break
+            except queue.Empty:
+                if give_up():
+                    return None
         if isinstance(item, BaseException):
             self._queue.put(item)  # the thread has ended: a caller who asks again must not wait for ever
             raise item
         return item
 
     def close(self) -> None:
-        """End the preparing thread; batches not yet taken are read again after a resume."""
+        """End the preparing thread; batches not yet taken are read again after a resume.
+
+        A thread that waits for a dead store is left behind: it ends with the process.
+        """
         self._closed.set()
+        deadline = time.monotonic() + CLOSE_SECONDS
         while self._thread.is_alive():
+            if time.monotonic() > deadline:
+                return
             while not self._queue.empty():
                 self._queue.get_nowait()
             self._thread.join(timeout=0.05)
@@ -144,11 +164,12 @@ class Loader:
     def _row(self, key: tuple[str, int], index: int) -> Tokens:
         """Row number `index` of a lane; rows that other ranks computed are read past."""
         lane = self._lanes.get(key) or self._open(key)
-        while True:
-            row = lane.next_row()
-            if lane.cursor.rows == index + 1:
-                self._cursors[key] = lane.cursor
-                return row
+        for _ in range(index - lane.cursor.rows):
+            lane.next_row()
+        row = lane.next_row()
+        assert lane.cursor.rows == index + 1, f"{key}: read {lane.cursor.rows - 1} rows, dealt {index}"
+        self._cursors[key] = lane.cursor
+        return row
 
     def _open(self, key: tuple[str, int]) -> Lane:
         name, number = key

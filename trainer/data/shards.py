@@ -19,8 +19,11 @@ from configs.schema import ConfigError
 from trainer.data.damage import Damage
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst", ".parquet")
-READ_BYTES = 1 << 16
+READ_BYTES = 1 << 14
+"""As gzip, so much unfolds to 16 MB at most."""
 ROWS_PER_READ = 128
+LONGEST_LINE_BYTES = 1 << 28
+"""A file without line ends, one JSON array say, must not be read into memory."""
 LARGEST_ZSTD_WINDOW_BYTES = 1 << 31
 """What `zstd --long=31` needs, with which some public corpora are packed."""
 
@@ -102,7 +105,8 @@ def documents(
                 yield number, text
     except (EOFError, OSError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
         # pyarrow calls damage OSError too, but without an errno.
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        from_pyarrow = parquet and type(error) is OSError and error.errno is None
+        if isinstance(error, OSError) and not from_pyarrow:
             error.add_note(f"while reading {shard.address}")
             raise
         on_damage(Damage(shard.address, number, f"{type(error).__name__}: {error}"[:200], rest_lost=True))
@@ -120,9 +124,13 @@ def _lines(shard: Shard, text_field: str, first: int, stride: int) -> Iterator[t
 def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Lines of a text that comes in pieces."""
     begun: list[bytes] = []
+    begun_bytes = 0
     for piece in pieces:
         end, *lines = piece.split(b"\n")
         begun.append(end)
+        begun_bytes = len(lines[-1]) if lines else begun_bytes + len(end)
+        if begun_bytes > LONGEST_LINE_BYTES:
+            raise EOFError(f"a line is longer than {LONGEST_LINE_BYTES} bytes; not json lines?")
         if lines:
             yield b"".join(begun)
             begun = [lines.pop()]

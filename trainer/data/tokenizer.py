@@ -31,7 +31,7 @@ class DocumentTokenizer:
             raise ConfigError(f"{key}: the tokenizer has no eos_token, which ends documents")
         self.pretrained = tokenizer
         self.end_of_document = int(tokenizer.eos_token_id)
-        self.vocabulary = len(tokenizer)
+        self.vocabulary = max(tokenizer.get_vocab().values()) + 1
         self._backend = tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()

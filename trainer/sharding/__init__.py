@@ -24,7 +24,7 @@ class Strategy(Protocol):
         """Forward pass: ids [rows, T] to logits [rows, T, vocabulary]."""
 
     def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
-        """Context of one forward and backward pass; ranks exchange gradients in the complete one only."""
+        """Context of one forward and backward pass; after the complete one all ranks' gradients are in."""
 
     def step(self, lr: float) -> Tensor:
         """Clip by the global norm, update, clear gradients. Returns the norm before clipping (0-d)."""

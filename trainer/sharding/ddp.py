@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,10 @@ class Ddp:
     def __init__(self, module: nn.Module, config: Config, world: World) -> None:
         self.module = module.to(world.device)
         self._wrapped = DistributedDataParallel(
-            self.module, bucket_cap_mb=config.sharding.bucket_mib, gradient_as_bucket_view=True
+            self.module,
+            bucket_cap_mb=config.sharding.bucket_mib,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
         )
         self._optimizer = build_optimizer(self.module, config.optimizer)
         self._clip_norm = config.optimizer.clip_norm
@@ -31,10 +33,8 @@ class Ddp:
             logits: Tensor = self._wrapped(input_ids=inputs, use_cache=False).logits
         return logits
 
-    @contextmanager
-    def gradients(self, *, complete: bool) -> Iterator[None]:
-        with nullcontext() if complete else self._wrapped.no_sync():
-            yield
+    def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
+        return nullcontext() if complete else self._wrapped.no_sync()
 
     def step(self, lr: float) -> Tensor:
         return clip_and_step(self._optimizer, lr, self._clip_norm)

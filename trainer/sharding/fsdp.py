@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -24,17 +23,18 @@ class Fsdp:
         split = partial(
             fully_shard,
             mesh=init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",)),
-            reshard_after_forward=config.sharding.reshard_after_forward,
             mp_policy=MixedPrecisionPolicy(
                 param_dtype=DTYPES[config.precision.compute],
                 reduce_dtype=DTYPES[config.sharding.reduce_dtype],
             ),
         )
         # Each call moves what it splits to the device, so the whole model is never there.
+        free = config.sharding.reshard_after_forward
         for block in blocks(module):
-            split(block)
-        sharded = split(module)
-        self.module, self._sharded = module, sharded
+            split(block, reshard_after_forward=free)
+        # Embedding and head are needed again at once: None keeps them, which the backward pass begins with.
+        split(module, reshard_after_forward=None if free else False)
+        self.module = module
         self._optimizer = build_optimizer(module, config.optimizer)
         self._clip_norm = config.optimizer.clip_norm
 
@@ -42,10 +42,9 @@ class Fsdp:
         logits: Tensor = self.module(input_ids=inputs, use_cache=False).logits
         return logits
 
-    @contextmanager
-    def gradients(self, *, complete: bool) -> Iterator[None]:
-        self._sharded.set_requires_gradient_sync(complete)
-        yield
+    def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
+        """Every backward pass scatters its gradients: held whole they would take 4 bytes a parameter."""
+        return nullcontext()
 
     def step(self, lr: float) -> Tensor:
         return clip_and_step(self._optimizer, lr, self._clip_norm)

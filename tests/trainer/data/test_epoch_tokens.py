@@ -1,4 +1,4 @@
-"""With budget=epochs, the length of the run follows from counting the corpus with the largest weight."""
+"""A run's corpora are those it began with; with budget=epochs, its length follows from counting one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from support import Site
+from support import Site, write_shard
 
 from configs.compose import compose
 from configs.schema import Config, ConfigError
@@ -55,12 +55,28 @@ def test_a_long_count_that_meets_often_gives_the_same_number(
     assert counts[0] == counts[1]
 
 
-def test_a_resumed_run_has_as_many_steps_though_the_text_has_grown(site: Site, world: World) -> None:
-    config = config_of(site)
-    counted = load_corpora(site.root, config, world).epoch_tokens
-    first, second = sorted((site.root / "legal").glob("train.*"))
-    first.write_bytes(first.read_bytes() + second.read_bytes())
-    assert load_corpora(site.root, config, world).epoch_tokens == counted
+def test_a_count_is_kept_for_the_next_attempt(site: Site, world: World) -> None:
+    load_corpora(site.root, config_of(site), world)
+    (site.root / "epoch-tokens").write_text("12345")
+    assert load_corpora(site.root, config_of(site), world).epoch_tokens == 12345
+
+
+def test_a_shard_that_comes_later_does_not_join_a_run(site: Site, world: World) -> None:
+    before = load_corpora(site.root, config_of(site), world)
+    write_shard(site.root / "legal" / "train.00000a.json.gz", ["late"])
+    after = load_corpora(site.root, config_of(site), world)
+    assert (after.train, after.epoch_tokens) == (before.train, before.epoch_tokens)
+
+
+@pytest.mark.parametrize("change", ["gone", "other size"])
+def test_a_shard_that_changed_since_the_run_began_ends_it(site: Site, world: World, change: str) -> None:
+    load_corpora(site.root, config_of(site), world)
+    shard = site.root / "legal" / "train.00001.json.gz"
+    shard.unlink()
+    if change == "other size":
+        write_shard(shard, ["other text"])
+    with pytest.raises(ConfigError, match=r"data\.corpora\.legal\.train=.*train\.00001"):
+        load_corpora(site.root, config_of(site), world)
 
 
 @pytest.mark.parametrize("budget", ["budget=tokens", "budget=flops"])

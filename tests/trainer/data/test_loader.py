@@ -238,6 +238,13 @@ def test_a_file_system_that_fails_reaches_the_caller_and_loses_nothing(
     assert event_names(tmp_path) == []
 
 
+def test_a_caller_may_give_up_waiting_for_a_batch(
+    base: Config, tokenizer: DocumentTokenizer, tmp_path: Path
+) -> None:
+    with closing(open_loader(with_options(base, global_batch=1_000_000), tokenizer, tmp_path)) as loader:
+        assert loader.next_batch(give_up=lambda: True) is None
+
+
 def test_close_ends_the_thread_while_the_queue_is_full(
     base: Config, tokenizer: DocumentTokenizer, tmp_path: Path
 ) -> None:
@@ -305,11 +312,13 @@ def few_open_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_open_files")
 def test_more_lanes_than_a_shell_allows_open_files_are_read(
-    base: Config, tokenizer: DocumentTokenizer, tmp_path: Path
+    module_site: Site, tokenizer: DocumentTokenizer, tmp_path: Path
 ) -> None:
-    config = with_options(base, global_batch=256, lanes=128)
+    shard = write_shard(tmp_path / "long.json.gz", sentences(4000))
+    config = one_corpus(module_site, str(shard), "data.lanes=64", "data.shuffle_window=1", "global_batch=64")
     with closing(open_loader(config, tokenizer, tmp_path)) as loader:
-        assert len(loader.next_batch().rows) == 256
+        assert len(loader.next_batch().rows) == 64
+        assert open_shards() >= 64
     assert event_names(tmp_path) == []
 
 
