@@ -106,7 +106,7 @@ def _frozen_list(
         for split in ("train", "validation")
     )
     for name, shards in train.items():
-        present = set(list_shards(f"data.corpora.{name}.train", [shard.address for shard in shards]))
+        present = set(list_shards(f"data.corpora.{name}.train", config.data.corpora[name].train or []))
         if changed := [shard for shard in shards if shard not in present]:
             raise ConfigError(f"data.corpora.{name}.train={changed[0].address}: changed since the run began")
     return train, held_out

@@ -133,7 +133,9 @@ def test_a_run_goes_on_when_nobody_reads_its_output_any_more(runs: Runs, tmp_pat
     assert event_names(run)[-2:] == ["finished", "ended"]
 
 
-def test_a_dry_run_prints_the_command_that_would_be_started_and_creates_nothing(runs: Runs, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_command_that_would_be_started_and_creates_nothing(
+    runs: Runs, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     outcome = runs.trainyard("launch", "--dry-run", *runs.overrides(), f"run.directory={run}")
     assert outcome.stdout == f"{sys.executable} -P -m launcher.backends.local {run}\n"

@@ -128,13 +128,14 @@ def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
     for piece in pieces:
         end, *lines = piece.split(b"\n")
         begun.append(end)
-        begun_bytes = len(lines[-1]) if lines else begun_bytes + len(end)
-        if begun_bytes > LONGEST_LINE_BYTES:
-            raise EOFError(f"a line is longer than {LONGEST_LINE_BYTES} bytes; not json lines?")
+        begun_bytes += len(end)
         if lines:
             yield b"".join(begun)
             begun = [lines.pop()]
+            begun_bytes = len(begun[0])
             yield from lines
+        if begun_bytes > LONGEST_LINE_BYTES:
+            raise EOFError(f"a line is longer than {LONGEST_LINE_BYTES} bytes; not json lines?")
     yield b"".join(begun)
 
 
