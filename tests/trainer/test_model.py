@@ -93,6 +93,31 @@ def test_a_checkpoint_of_hugging_face_is_taken_up_unchanged(site: Site, tmp_path
         build_model(config, VOCABULARY, 0)
 
 
+@pytest.mark.parametrize("harm", ["a weight is missing", "cut short", "no weights at all"])
+def test_a_parent_that_is_not_whole_is_refused(site: Site, tmp_path: Path, harm: str) -> None:
+    _, model = built(site, "model.tied_embeddings=false")
+    parent = tmp_path / "parent"
+    weights = model.state_dict()
+    if harm == "a weight is missing":
+        del weights["lm_head.weight"]
+    model.save_pretrained(parent, state_dict=weights)  # type: ignore[operator]
+    file = parent / "model.safetensors"
+    if harm == "cut short":
+        file.write_bytes(file.read_bytes()[:1000])
+    if harm == "no weights at all":
+        file.unlink()
+    config = compose(
+        [
+            *(text for text in site.overrides() if not text.startswith("model")),
+            "model=hf",
+            f"model.path={parent}",
+            f"model.sequence_length={SEQUENCE_LENGTH}",
+        ]
+    )
+    with pytest.raises(ConfigError, match=f"^model.path={parent}: "):
+        build_model(config, VOCABULARY, 0)
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(site: Site) -> None:
     config = compose(site.overrides())
     with pytest.raises(ConfigError, match=r"model\.vocabulary=320: the tokenizer has 321 ids"):

@@ -57,6 +57,12 @@ def test_a_run_ends_as_a_hugging_face_model_that_the_next_run_continues(site: Si
         assert torch.equal(parameter, trained[f"weight/{name}"])
     assert AutoTokenizer.from_pretrained(base / "export").eos_token == "<|endoftext|>"
 
+    precious = site.root / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    assert site.trainyard("export", str(base), "--to", str(precious)).returncode == 2
+    assert [path.name for path in precious.iterdir()] == ["thesis.txt"]
+
     without_model = [text for text in site.overrides() if not text.startswith("model")]
     continued = site.root / "continued"
     finished = site.trainyard(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from support import event_names
 
 from cluster import attempt as attempts
 from configs.schema import ConfigError
+from trainer.checkpoint import manifest
 from trainer.checkpoint.store import Store
 from trainer.distributed import World
 
@@ -132,3 +134,25 @@ def test_what_a_killed_save_left_behind_is_ignored_and_swept(store: Store) -> No
     assert loaded(store) == (3, 3.0)
     save(store, 5)
     assert names(store) == ["latest", "step-00000003", "step-00000005"]
+
+
+def test_a_crash_before_latest_moved_is_made_up_for_when_the_run_resumes(store: Store) -> None:
+    save(store, 3, 7)
+    latest = store.directory / "latest"
+    latest.unlink()
+    latest.symlink_to("step-00000003")
+    assert loaded(store) == (7, 7.0)
+    assert latest.readlink() == Path("step-00000007")
+
+
+def test_an_error_of_the_file_system_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 3)
+
+    def fails(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest.File, "of", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            store.load(tensors())
+    assert loaded(store) == (3, 3.0)
