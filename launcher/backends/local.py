@@ -115,8 +115,8 @@ class _Supervisor:
             if passed_on < self._notices:
                 passed_on += 1
                 agent.terminate()
-            # rich exits when nobody reads its output any more; the run goes on unwatched.
-            with contextlib.suppress(OSError, SystemExit):
+            # What shows the run must not end it; rich, too, exits when nobody reads its output any more.
+            with contextlib.suppress(Exception, SystemExit):
                 tick()
             time.sleep(POLL_SECONDS)
         return agent.returncode
