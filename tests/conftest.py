@@ -3,9 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import Site, write_tokenizer
 
 from trainer.data.tokenizer import DocumentTokenizer
+
+# The same examples every time, and no stopwatch: a busy machine must not fail a test.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture
