@@ -201,6 +201,15 @@ def test_a_second_notice_is_passed_on_and_ends_the_workers_now(node: Node) -> No
     assert node.events("stop_timeout") == []
 
 
+def test_a_second_notice_ends_workers_that_cannot_hear_it(node: Node) -> None:
+    agent = node.start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nforever()", "cluster.stop_seconds=600")
+    node.ready()
+    agent.terminate()
+    wait_until(lambda: node.events("signal"))
+    agent.terminate()
+    assert node.wait(20) == 75
+
+
 def test_a_failed_rank_takes_along_those_that_ignore_sigterm(node: Node) -> None:
     behaviour = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
