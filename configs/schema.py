@@ -7,48 +7,14 @@ else. A docstring under a field is its documentation.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from configs.machines import Cluster, Hardware, PeakTflops, PlanOptions
+from configs.section import ConfigError, Fraction, Name, Paths, Section, Size, Text
 
-class ConfigError(ValueError):
-    """A mistake in the user's input. Its text is one line: key, value, what is allowed."""
-
-    def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())  # a value may hold line ends
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        coerce_numbers_to_str=True,
-        use_attribute_docstrings=True,
-        validate_default=True,
-        protected_namespaces=(),
-    )
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[int, Field(gt=0, lt=2**31)]
-Text = Annotated[str, Field(min_length=1)]
-Paths = Annotated[Annotated[list[Text], Field(min_length=1)] | None, BeforeValidator(_as_list)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
+__all__ = ["Cluster", "Config", "ConfigError", "Hardware", "PeakTflops", "PlanOptions"]
 
 
 class Model(Section):
@@ -84,6 +50,11 @@ class Model(Section):
     """Added to the variance in normalisation layers."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability; family gpt2."""
+    lora_rank: Size | None = None
+    """Rank of LoRA adapters on the query and value projections, everything else frozen; none trains all
+    weights. Planned, not trained yet."""
+    frozen_blocks: NonNegativeInt = 0
+    """First transformer blocks that are not trained. Planned, not trained yet."""
 
     @model_validator(mode="after")
     def _check(self) -> Model:
@@ -124,20 +95,34 @@ class Model(Section):
 class Budget(Section):
     """How many tokens the run may train on."""
 
-    kind: Literal["chinchilla", "tokens", "flops", "epochs"]
+    kind: Literal["chinchilla", "tokens", "flops", "epochs", "gpu_hours", "usd", "days"]
     """Which of the amounts below holds."""
     tokens_per_parameter: PositiveFloat = 20.0
     """Tokens per model parameter; kind chinchilla (Hoffmann et al. 2022)."""
+    law: Literal["rule", "besiroglu", "hoffmann"] = "rule"
+    """What compute-optimal means: rule is 20 tokens per parameter; besiroglu and hoffmann are the
+    parametric laws of Besiroglu et al. 2024 and Hoffmann et al. 2022, with unrounded constants."""
     tokens: PositiveInt | None = None
     """Target tokens; kind tokens."""
     flops: PositiveFloat | None = None
     """Training FLOPs C; tokens = C / (6 N); kind flops."""
     epochs: PositiveFloat | None = None
     """Passes over the corpus with the largest weight; kind epochs."""
+    gpu_hours: PositiveFloat | None = None
+    """Accelerator-hours of the whole run at the planned speed; kind gpu_hours."""
+    usd: PositiveFloat | None = None
+    """US dollars at hardware.usd_per_hour and the planned speed; kind usd."""
+    days: PositiveFloat | None = None
+    """Days on the configured machines at the planned speed; kind days."""
+    unique_tokens: PositiveInt | None = None
+    """Different tokens there are to train on; what exceeds them are repeats, worth less
+    (Muennighoff et al. 2023). None means no limit is known."""
+    parent_tokens: PositiveInt | None = None
+    """Tokens the parent model was trained on; compares continuing with training anew on both."""
 
     @model_validator(mode="after")
     def _check(self) -> Budget:
-        for key in ("tokens", "flops", "epochs"):
+        for key in ("tokens", "flops", "epochs", "gpu_hours", "usd", "days"):
             value = getattr(self, key)
             if self.kind == key and value is None:
                 raise ValueError(f"budget.{key}=null: budget={key} needs a number above 0")
@@ -186,31 +171,52 @@ class Objective(Section):
 
     kind: Literal["causal"] = "causal"
     """causal: every next token."""
+    logits: Literal["fp32", "bf16", "chunked"] = "fp32"
+    """Format of logits and loss: fp32 copies them, bf16 does not, chunked never holds all at once.
+    chunked is planned, not trained yet."""
 
 
 class Sharding(Section):
     """How model states are split over ranks."""
 
-    strategy: Literal["ddp", "fsdp"]
-    """ddp replicates everything; fsdp (FSDP2) shards parameters, gradients and optimizer."""
+    strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "fsdp_grad_op", "hsdp", "auto"]
+    """ddp replicates everything; zero1, zero2 and zero3 (DeepSpeed) split the optimizer, then gradients,
+    then weights; fsdp (FSDP2) splits all three; fsdp_grad_op keeps gathered weights after forward; hsdp
+    splits within groups of shard_degree ranks and replicates across them; auto lets the plan choose.
+    ddp, fsdp and fsdp_grad_op are trained, the others are planned."""
+    shard_degree: PositiveInt | None = None
+    """Ranks that one copy of the states is split over; strategy hsdp; none means those of a node."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """States kept in host memory: the optimizer's, or weights and gradients as well. Planned, not trained
+    yet."""
     bucket_mib: PositiveFloat = 25.0
     """Size of a gradient bucket in MiB; strategy ddp."""
     reshard_after_forward: bool = True
     """Free gathered parameters between forward and backward; strategy fsdp."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format in which gradients are summed; strategy fsdp."""
+    prefetch_parameters: NonNegativeFloat = 5e7
+    """Parameters gathered ahead of their use; strategy zero3."""
+    live_parameters: NonNegativeFloat = 1e9
+    """Most gathered parameters that are kept for reuse; strategy zero3."""
 
 
 class Precision(Section):
-    """Number formats. Weights and optimizer state are always kept in fp32."""
+    """Number formats."""
 
-    compute: Literal["fp32", "bf16"]
-    """Format of matrix products in forward and backward."""
+    compute: Literal["fp32", "bf16", "fp16", "fp8"]
+    """Format of matrix products in forward and backward. fp16 and fp8 are planned, not trained yet."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Format in which weights, gradients and moments are kept. bf16 is planned, not trained yet."""
 
 
 class Optimizer(Section):
     """AdamW; weights of norms and biases are not decayed."""
 
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps both moments in one byte each; planned, not trained yet."""
+    implementation: Literal["fused", "foreach", "loop"] = "fused"
+    """How torch applies AdamW: in one kernel, on lists of tensors (needs a temporary copy), or one by one."""
     lr: PositiveFloat
     """Peak learning rate."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -280,41 +286,6 @@ class Tracker(Section):
     """W&B team or user; none means the account's default."""
 
 
-class PeakTflops(Section):
-    """Dense peak by number format."""
-
-    fp32: PositiveFloat | None = None
-    """TFLOP/s of fp32 matrix products as torch runs them by default; none where unknown."""
-    bf16: PositiveFloat | None = None
-    """TFLOP/s of bf16 matrix products without sparsity; none where unknown."""
-
-
-class Hardware(Section):
-    """The accelerator that plans are made for."""
-
-    name: str = ""
-    """The preset's name; set from the file chosen for the group."""
-    device_name: str | None = None
-    """Name torch reports for this device; MFU is computed only where it matches."""
-    memory_gib: PositiveFloat | None = None
-    """Memory a program can really use, GiB; none means the machine's own."""
-    peak_tflops: PeakTflops = PeakTflops()
-    """Dense peaks; none where unknown, MFU is then null."""
-    efficiency: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """Share of the peak that a planned step is assumed to reach."""
-
-
-class Cluster(Section):
-    """Where the run is scheduled."""
-
-    kind: Literal["local"]
-    """local: worker processes on this machine."""
-    restarts: NonNegativeInt = 3
-    """Crashes in a row without a new checkpoint that are answered with a restart."""
-    stop_seconds: PositiveFloat = 120.0
-    """Longest time from a signal to stop until the workers have saved and ended; then they are killed."""
-
-
 class Run(Section):
     """Identity of a run."""
 
@@ -324,13 +295,6 @@ class Run(Section):
     """Run directory; none means runs/NAME under the current directory."""
     export: bool = True
     """Write the finished model to RUN/export as a Hugging Face directory."""
-
-
-class PlanOptions(Section):
-    """Behaviour of the planner."""
-
-    force: bool = False
-    """Start a run although the plan says that it does not fit."""
 
 
 class Config(Section):
@@ -375,18 +339,39 @@ class Config(Section):
         return self.nodes * self.gpus_per_node
 
     @property
+    def data_parallel(self) -> int:
+        """Copies of the model that see different rows."""
+        plan = self.plan
+        return self.world_size // (plan.tensor_parallel * plan.pipeline_parallel * plan.context_parallel)
+
+    @property
     def accumulation(self) -> int:
         """Forward passes per rank and optimizer step."""
-        return self.global_batch // (self.micro_batch * self.world_size)
+        return self.global_batch // (self.micro_batch * self.data_parallel)
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        unit = self.micro_batch * self.world_size
+        automatic = self.sharding.strategy == "auto"
+        parallel = self.plan.tensor_parallel * self.plan.pipeline_parallel * self.plan.context_parallel
+        if self.world_size % parallel:
+            raise ValueError(
+                f"plan.tensor_parallel x pipeline_parallel x context_parallel = {parallel}: must divide "
+                f"nodes x gpus_per_node = {self.world_size}"
+            )
+        unit = (1 if automatic else self.micro_batch) * (self.world_size // parallel)
         if self.global_batch % unit:
             nearest = max(1, round(self.global_batch / unit)) * unit
+            of = "" if automatic else "micro_batch x "
+            ranks = "nodes x gpus_per_node" if parallel == 1 else "data-parallel ranks"
             raise ValueError(
-                f"global_batch={self.global_batch}: must be a multiple of micro_batch x nodes x "
-                f"gpus_per_node = {unit}, for example {nearest}"
+                f"global_batch={self.global_batch}: must be a multiple of {of}{ranks} = {unit}, "
+                f"for example {nearest}"
+            )
+        degree = self.sharding.shard_degree
+        if degree is not None and (self.sharding.strategy != "hsdp" or self.world_size // parallel % degree):
+            raise ValueError(
+                f"sharding.shard_degree={degree}: only with sharding=hsdp, and must divide its "
+                f"{self.world_size // parallel} ranks"
             )
         if self.checkpoint.every_steps is None and self.checkpoint.every_minutes is None:
             raise ValueError("checkpoint.every_minutes=null: give checkpoint.every_steps or every_minutes")

@@ -18,7 +18,7 @@ import yaml
 
 from cluster import exit_codes
 from configs.compose import compose
-from configs.load import load, reason, unknown
+from configs.load import first_line, load, reason, unknown
 from configs.schema import Config, ConfigError
 
 FOLLOW_SECONDS = 0.2
@@ -60,18 +60,33 @@ def run(arguments: list[str]) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """what a run will take: parameters, tokens, FLOPs, memory, time"""
-    from launcher.plan.plan import make_plan
+    """what a run will take: tokens, FLOPs, memory, time and cost, and how to run it best"""
+    from launcher.plan import table
+    from launcher.plan.plan import make_plan, resolve, too_fast
 
     config = _config(options)
     if options.cfg:
         return _print_config(config)
+    config = resolve(config, trained_only=options.verify or options.calibrate)
+    if options.calibrate:
+        from launcher.plan.calibration import calibrate
+
+        return _print_answer(calibrate(config), table.render_values, options.json)
+    if options.verify:
+        from launcher.plan.verify import verify
+
+        return _print_answer(verify(config), table.render_verified, options.json)
     answer = make_plan(config)
-    if options.json:
-        print(json.dumps(answer))
-    else:
-        _print_plan(answer, sys.stdout)
-    return exit_codes.DONE
+    if impossible := too_fast(answer, config):
+        raise ConfigError(impossible)
+    if options.figure:
+        from launcher.plan.figure import draw
+
+        try:
+            draw(answer, options.figure)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"--figure={options.figure}: {first_line(error)}") from None
+    return _print_answer(answer, table.render_explained if options.explain else table.render, options.json)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -225,6 +240,7 @@ def _parser() -> Parser:
             verb.add_argument("run", metavar="RUN", help="a run's name or directory")
         if name in ("plan", "runs"):
             verb.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_plan_options(verbs.choices["plan"])
     verbs.choices["launch"].add_argument("--dry-run", action="store_true", help="print, submit nothing")
     verbs.choices["resume"].add_argument("--detach", action="store_true", help="return at once")
     verbs.choices["logs"].add_argument("-f", "--follow", action="store_true", help="until the run ends")
@@ -235,6 +251,13 @@ def _parser() -> Parser:
     ):
         verbs.choices[name].add_argument("rest", nargs=argparse.REMAINDER, metavar="OPTION", help=text)
     return parser
+
+
+def _add_plan_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--explain", action="store_true", help="formula and source of every number")
+    verb.add_argument("--verify", action="store_true", help="trace the real model and compare its memory")
+    verb.add_argument("--calibrate", action="store_true", help="measure this machine for later plans")
+    verb.add_argument("--figure", type=Path, metavar="FILE", help="draw memory and loss: .png, .svg or .pdf")
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -251,12 +274,15 @@ def _print_config(config: Config) -> int:
     return exit_codes.DONE
 
 
-def _print_plan(answer: dict[str, Any], file: Any) -> None:
+def _print_answer(answer: dict[str, Any], render: Callable[[dict[str, Any]], Any], as_json: bool) -> int:
+    """One JSON object for machines, or tables for people."""
     from rich.console import Console
 
-    from launcher.plan.table import render
-
-    Console(file=file).print(render(answer))
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        Console(highlight=False).print(render(answer))
+    return exit_codes.DONE
 
 
 def _prepare(config: Config) -> tuple[Path, IO[str]]:
@@ -281,12 +307,16 @@ def _prepare(config: Config) -> tuple[Path, IO[str]]:
 def _checked(config: Config) -> tuple[Config, dict[str, Any]]:
     """The run with its name and directory, and its plan; what cannot run or fit is refused."""
     from launcher.freeze import check_local_paths, check_unused, run_directory, with_defaults
-    from launcher.plan.plan import make_plan, refusal
+    from launcher.plan.not_yet import not_trained
+    from launcher.plan.plan import make_plan, refusal, resolve
 
+    if unready := not_trained(config):
+        raise ConfigError(unready)
     if config.cluster.kind == "local":
         if config.nodes > 1:
             raise ConfigError(f"nodes={config.nodes}: cluster=local is one machine, give nodes=1")
         check_local_paths(config)
+    config = resolve(config, trained_only=True)
     answer = make_plan(config)
     if refused := refusal(answer, config):
         raise ConfigError(refused)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from configs.schema import Budget, Config, ConfigError
+from configs.schema import Config, ConfigError
 
 PACKAGES = ("configs", "cluster", "trainer")
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,9 @@ def freeze(config: Config, plan: dict[str, Any]) -> Path:
     run = run_directory(config)
     check_unused(run)
     if config.budget.kind != "epochs":  # the trainer counts the tokens of an epoch exactly
-        config.budget = Budget(kind="tokens", tokens=plan["budget"]["tokens"])
+        amounts = dict.fromkeys(("flops", "gpu_hours", "usd", "days"))
+        fixed = {"kind": "tokens", "tokens": plan["budget"]["tokens"], **amounts}
+        config.budget = config.budget.model_copy(update=fixed)
     try:
         frozen = run / "frozen"
         frozen.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster import events
+from launcher.words import short
 
 PLAIN_SECONDS = 5.0
 
@@ -100,7 +101,7 @@ class Tail:
 
 def describe_step(row: dict[str, Any]) -> str:
     mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.1%}"
-    tokens, speed = _short(row["tokens"]), _short(row["tokens_per_second"])
+    tokens, speed = short(row["tokens"], 3), short(row["tokens_per_second"], 3)
     return f"{tokens} tokens  loss {row['loss']:.3f}  {speed} tok/s{mfu}"
 
 
@@ -133,10 +134,3 @@ def describe_event(event: dict[str, Any]) -> str | None:
         case name:
             rest = {key: value for key, value in event.items() if key not in ("time", "event", "attempt")}
             return f"{name}: " + ", ".join(f"{key} {value}" for key, value in rest.items())
-
-
-def _short(number: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.1f}{unit}"
-    return f"{number:.0f}"

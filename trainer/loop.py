@@ -20,6 +20,7 @@ def train(session: Session, stop: StopNotice) -> int:
     Whatever happens, the newest checkpoint under RUN/checkpoints is whole.
     """
     config, world, strategy = session.config, session.world, session.strategy
+    upcast = config.objective.logits == "fp32"
     session.throughput.restart()
     while session.step < session.steps:
         batch = session.next_batch(give_up=lambda: stop.requested)
@@ -36,7 +37,8 @@ def train(session: Session, stop: StopNotice) -> int:
         for start in range(0, len(rows), config.micro_batch):
             micro = slice(start, start + config.micro_batch)
             with strategy.gradients(complete=micro.stop >= len(rows)):
-                loss = objective.loss_sum(strategy.logits(inputs[micro]), targets[micro])
+                # Not named here: a name would keep the logits, often the largest tensor, through backward.
+                loss = objective.loss_sum(strategy.logits(inputs[micro]), targets[micro], upcast=upcast)
                 # Ranks' gradients are averaged: times world size, over all target tokens, is the mean.
                 (loss * (world.size / tokens)).backward()
             loss_sum += loss.detach()

@@ -45,6 +45,11 @@ def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn
         architecture.bos_token_id = end_of_document
         torch.manual_seed(config.seed)
         module = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    return prepared(module, config)
+
+
+def prepared(module: nn.Module, config: Config) -> nn.Module:
+    """A model in training mode, with recomputation and compilation as configured."""
     module.train()
     if config.activation_checkpointing != "none":
         _recompute_activations(module, selective=config.activation_checkpointing == "selective")

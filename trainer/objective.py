@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -16,15 +17,21 @@ def causal(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, :-1], rows[:, 1:]
 
 
-def loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log p over the target tokens, in fp32. logits [rows, T, vocabulary], targets [rows, T].
+def loss_sum(logits: Tensor, targets: Tensor, *, upcast: bool = True) -> Tensor:
+    """Sum of -log p over the target tokens. logits [rows, T, vocabulary], targets [rows, T].
+
+    upcast: computed on an fp32 copy of the logits; without it each -log p is rounded to their format, and
+    only the sum is fp32.
 
     A sum, not a mean: the loop divides by the target tokens of the global batch, so that the result
     does not depend on how rows are split over ranks and forward passes.
     """
-    return functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    if upcast:
+        logits = logits.float()
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
+    return losses.sum(dtype=torch.float32)
 
 
 def target_tokens(rows: NDArray[np.int32]) -> int:

@@ -12,7 +12,7 @@ from configs.schema import Optimizer
 
 
 def build_optimizer(module: nn.Module, config: Optimizer) -> torch.optim.AdamW:
-    """AdamW in which matrices decay and vectors (norms, biases) do not; fused where torch has it."""
+    """AdamW in which matrices decay and vectors (norms, biases) do not."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -23,7 +23,8 @@ def build_optimizer(module: nn.Module, config: Optimizer) -> torch.optim.AdamW:
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
-        fused=True,
+        fused=config.implementation == "fused",
+        foreach=config.implementation == "foreach",
     )
 
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from cluster import events
 from configs.schema import Config
-from trainer import objective
 from trainer.checkpoint.store import Store
 from trainer.corpora import load_corpora, steps_of
 from trainer.data.loader import Batch, Loader, Position
 from trainer.distributed import World
 from trainer.evaluation import Rows, perplexities
 from trainer.model import build_model, flops_per_token
+from trainer.rehearsal import pass_on_zeros
 from trainer.sharding import Strategy, shard
 from trainer.throughput import Throughput
 from trainer.tracking import Metrics
@@ -177,8 +177,5 @@ def _rehearse(strategy: Strategy, config: Config, world: World) -> None:
     What does not fit in memory fails here. DDP orders its gradient buckets anew after its first
     backward pass; with that behind them, a fresh and a resumed run sum in the same order, bit for bit.
     """
-    shape = (config.micro_batch, config.model.sequence_length)
-    inputs = torch.zeros(shape, dtype=torch.int64, device=world.device)
-    with strategy.gradients(complete=True):
-        objective.loss_sum(strategy.logits(inputs), inputs).backward()
+    pass_on_zeros(strategy, config, world)
     strategy.discard_gradients()

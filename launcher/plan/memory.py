@@ -1,34 +1,46 @@
-"""Does a rank's memory suffice? The peak of a training step, by strategy.
+"""Does a rank's memory suffice? The peak of a training step in the three numbers that people meet.
 
-A step passes through regimes: the loss, the first and the last block's backward, the gradients of
-embedding and head, the optimizer. Each is a sum of components; the largest sum is the peak. The forms
-of fully sharded training in bf16 were fitted to traces of FSDP2: median deviation 0.01 %, worst 4.7 %;
-those of fp32, accumulation, kept gathered weights and DDP are derived the same way, not traced.
-N parameters, n of a block, R outside the blocks, d ranks, A activations of one of L blocks (A_none
-without checkpointing), T tokens of a micro batch, h hidden, V vocabulary.
+active: bytes of live tensors; reserved: what torch's allocator took for them; device: what nvidia-smi shows,
+with what lies outside the allocator. Each has an interval from stated errors.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from configs.schema import Config, Hardware
-from launcher.plan.activations import block_activation_bytes, final_norm_bytes, logits_bytes
+from configs.schema import Hardware
+from launcher.plan.part import parts_of
+from launcher.plan.regimes import Bytes, regimes_of
+from launcher.plan.setup import STRATEGIES, Setup, Strategy
 from launcher.plan.shape import Shape
 
-Strategy = Literal["ddp", "fsdp"]
-Bytes = dict[str, float]
-
 GIB = 2**30
-ALLOCATOR_FACTOR = 1.2
-"""Reserved over active bytes of torch's CUDA allocator in eager training: 1.19 to 1.24 published."""
-OUTSIDE_ALLOCATOR_GIB = 2.0
-"""CUDA context and NCCL buffers."""
+COMPONENTS = ("weights", "gradients", "optimizer", "working", "communication", "activations", "logits")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A factor or an amount with its interval."""
+
+    low: float
+    middle: float
+    high: float
+
+
+TRACED, UNTRACED = Estimate(0.95, 1.0, 1.05), Estimate(0.9, 1.0, 1.1)
+"""Real over planned active bytes: of strategies compared with traces (worst 4.7 %), and of the others."""
+EAGER, COMPILED = Estimate(1.03, 1.2, 1.25), Estimate(1.03, 1.12, 1.2)
+"""Reserved over active bytes of torch's CUDA allocator: published reserved bytes of Llama-3-8B over traced
+active ones are 1.19 to 1.24 eager and 1.10 to 1.15 compiled. A nearly full device needs less: before the
+allocator fails it gives its cache back."""
+OUTSIDE_GIB, OUTSIDE_ALONE_GIB = Estimate(1.5, 2.0, 2.5), Estimate(0.5, 0.7, 0.9)
+"""CUDA context with NCCL's buffers, and without on a single GPU."""
+ON_CPU = Estimate(0.9, 1.0, 1.15)
 RUNTIME_GIB = 0.6
-"""Python and torch, which the resident memory of a worker on CPU contains."""
-TIGHT = 0.9
+"""Python and torch, which the resident memory of a worker contains."""
+UNTRACED_STRATEGIES = ("zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
@@ -37,116 +49,108 @@ class Memory:
 
     components_gib: dict[str, float]
     active_gib: float
+    active_interval_gib: tuple[float, float]
     reserved_gib: float
+    reserved_interval_gib: tuple[float, float]
     device_gib: float
+    device_interval_gib: tuple[float, float]
     limit_gib: float
+    regime: str
+    """The part of a step that is the peak."""
+    host_gib: float
+    """Host memory of a node during training: its workers' runtime, and states that are offloaded."""
+    host_start_gib: float
+    """At start-up, when every worker builds the whole model in fp32."""
+    host_limit_gib: float | None
 
     @property
     def verdict(self) -> str:
-        """fits, tight (above 90 % of the limit) or does not fit."""
-        if self.device_gib > self.limit_gib:
+        """does not fit: not even with the errors in its favour; fits: whatever the errors; else tight."""
+        if self.device_interval_gib[0] > self.limit_gib:
             return "does not fit"
-        return "tight" if self.device_gib > TIGHT * self.limit_gib else "fits"
+        if self.host_limit_gib is not None and self.host_gib > self.host_limit_gib:
+            return "does not fit"
+        return "tight" if self.device_interval_gib[1] > self.limit_gib else "fits"
 
 
-def memory(shape: Shape, config: Config, strategy: Strategy) -> Memory:
-    """Peak memory of one rank under a strategy, GiB."""
-    regimes = _ddp(shape, config) if strategy == "ddp" else _fsdp(shape, config)
-    peak = max(regimes, key=lambda regime: sum(regime.values()))
-    components = {name: count / GIB for name, count in peak.items()}
-    if on_gpu(config.hardware):
-        factor, outside = ALLOCATOR_FACTOR, OUTSIDE_ALLOCATOR_GIB
-    else:
-        factor, outside = 1.0, 0.0
+def memory(
+    shape: Shape, setup: Setup, hardware: Hardware, reserved_over_active: float | None = None
+) -> Memory:
+    """Peak memory of one rank.
+
+    reserved_over_active: as measured on this hardware; none takes what others measured.
+    """
+    on_gpu = hardware.device_name is not None
+    parts = parts_of(shape, setup)
+    regime, peak, offloaded = _peak(
+        (name, *_offload(sizes, setup if on_gpu else replace(setup, offload="none")))
+        for part in parts
+        for name, sizes in regimes_of(part, setup).items()
+    )
+    model_gib = 4 * max(part.parameters for part in parts) / GIB
+    components = {name: peak.get(name, 0.0) / GIB for name in COMPONENTS}
+    if not on_gpu:
+        if model_gib > sum(components.values()):
+            regime, components = "start", dict.fromkeys(COMPONENTS, 0.0) | {"weights": model_gib}
         components["runtime"] = RUNTIME_GIB
     active = sum(components.values())
+    error = UNTRACED if setup.strategy in UNTRACED_STRATEGIES else TRACED
+    if on_gpu:
+        factor = COMPILED if setup.compile else EAGER
+        if reserved_over_active is not None:
+            factor = Estimate(1.03, reserved_over_active, max(reserved_over_active * 1.04, 1.03))
+        outside = OUTSIDE_GIB if setup.world_size > 1 else OUTSIDE_ALONE_GIB
+    else:
+        error, factor, outside = ON_CPU, Estimate(1, 1, 1), Estimate(0, 0, 0)
+    low, high = active * error.low, active * error.high
+    workers = min(setup.gpus_per_node, setup.world_size)
     return Memory(
         components_gib=components,
         active_gib=active,
-        reserved_gib=active * factor,
-        device_gib=active * factor + outside,
-        limit_gib=config.hardware.memory_gib or _machine_memory_gib() / config.gpus_per_node,
+        active_interval_gib=(low, high),
+        reserved_gib=active * factor.middle,
+        reserved_interval_gib=(low * factor.low, high * factor.high),
+        device_gib=active * factor.middle + outside.middle,
+        device_interval_gib=(low * factor.low + outside.low, high * factor.high + outside.high),
+        limit_gib=hardware.memory_gib or _machine_memory_gib() / setup.gpus_per_node,
+        regime=regime,
+        host_gib=workers * (RUNTIME_GIB + offloaded / GIB if on_gpu else active),
+        host_start_gib=workers * (RUNTIME_GIB + model_gib),
+        host_limit_gib=hardware.host_memory_gib,
     )
 
 
-def on_gpu(hardware: Hardware) -> bool:
-    """Whether plans are made for an accelerator rather than for the processors of a machine."""
-    return hardware.device_name is not None
-
-
-def _ddp(shape: Shape, config: Config) -> list[Bytes]:
-    """Everything on every rank: 16N, of which the gradients are views of DDP's buckets, not copies.
-
-    loss  16N + 2N + LA + 8Th + 12TV;  first backward  16N + 2N + LA + A_none - A + 6Vh.
-    In bf16, autocast keeps a cast of every weight until backward has used it: 2N. A gradient passes
-    through its format and fp32 on the way to its bucket; the head's, the largest, takes 6Vh.
-    """
-    bf16 = config.precision.compute == "bf16"
-    b, tokens = (2 if bf16 else 4), config.micro_batch * shape.sequence_length
-    one = block_activation_bytes(shape, tokens, b, config.activation_checkpointing, autocast=bf16)
-    one_whole = block_activation_bytes(shape, tokens, b, "none", autocast=bf16)
-    kept = shape.layers * one
-    casts = 2 * shape.parameters if bf16 else 0
-    in_transit = (6 if bf16 else 4) * shape.vocabulary * shape.hidden
-    final_norm, logits = final_norm_bytes(shape, tokens, b), logits_bytes(shape, tokens)
-    return [
-        _regime(shape.parameters, casts, kept + final_norm, logits),
-        _regime(shape.parameters, casts + in_transit, kept + one_whole - one),
-    ]
-
-
-def _fsdp(shape: Shape, config: Config) -> list[Bytes]:
-    """FSDP2 / ZeRO-3 over all ranks; in bf16 with gradients reduced in fp32:
-
-    loss            12N/d + 2n + LA + 8Th + 12TV
-    first backward  12N/d + LA + A_none - A + 10n + 2R
-    last backward   16N/d + A_none + 10n + 2R
-    root            12N/d + 4(N - R)/d + 6R
-    optimizer       16N/d with the fused AdamW, so never the peak
-
-    10n are two gathered blocks (2n each), one's gradients (2n) and their fp32 copy to reduce (4n).
-    Accumulation keeps the gradients, 4N/d, over the whole step. Without resharding after forward the
-    gathered weights of all blocks, 2N, stay until their backward.
-    """
-    b = 2 if config.precision.compute == "bf16" else 4
-    reduced = 2 if config.sharding.reduce_dtype == "bf16" else 4
-    tokens = config.micro_batch * shape.sequence_length
-    one = block_activation_bytes(shape, tokens, b, config.activation_checkpointing)
-    one_whole = block_activation_bytes(shape, tokens, b, "none")
-    kept = shape.layers * one
-    final_norm, logits = final_norm_bytes(shape, tokens, b), logits_bytes(shape, tokens)
-
-    n, root, sharded = shape.parameters_layer, shape.parameters_root, shape.parameters / config.world_size
-    accumulated = 1.0 if config.accumulation > 1 else 0.0
-    all_but_root = 1 - root / shape.parameters
-    reshard = config.sharding.reshard_after_forward
-    at_loss = b * n if reshard else b * shape.parameters
-    at_first = 2 * b * n + b * root if reshard else b * shape.parameters
-    at_last = 2 * b * n + b * root
-    in_reduction = (b + reduced) * n
-    return [
-        _regime(sharded, at_loss, kept + final_norm, logits, gradients=accumulated),
-        _regime(sharded, at_first + in_reduction, kept + one_whole - one, gradients=accumulated),
-        _regime(sharded, at_last + in_reduction, one_whole),
-        _regime(sharded, (b + reduced) * root, gradients=max(accumulated, all_but_root)),
-    ]
-
-
-def _regime(
-    parameters: float, working: float, activations: float = 0.0, logits: float = 0.0, gradients: float = 1.0
-) -> Bytes:
-    """Bytes by component, of a rank that holds so many parameters, and this share of their gradients.
-
-    working: copies in use: gathered or cast weights, and gradients on their way to the reduction.
-    """
+def memory_by_strategy(
+    shape: Shape, setup: Setup, hardware: Hardware, reserved_over_active: float | None = None
+) -> dict[Strategy, Memory]:
+    """The same setup under every strategy."""
     return {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters * gradients,
-        "optimizer": 8 * parameters,
-        "working": working,
-        "activations": activations,
-        "logits": logits,
+        strategy: memory(shape, replace(setup, strategy=strategy), hardware, reserved_over_active)
+        for strategy in STRATEGIES
     }
+
+
+def _peak(regimes: Iterable[tuple[str, Bytes, float]]) -> tuple[str, Bytes, float]:
+    """The fullest regime, and the most bytes in host memory of any."""
+    seen = list(regimes)
+    name, sizes, _ = max(seen, key=lambda regime: sum(regime[1].values()))
+    return name, sizes, max(offloaded for _, _, offloaded in seen)
+
+
+def _offload(sizes: Bytes, setup: Setup) -> tuple[Bytes, float]:
+    """What stays on the device, and the bytes moved to the host.
+
+    optimizer: its states, and the step with its copies; all: weights and gradients too, where they are split.
+    """
+    if setup.offload == "none":
+        return sizes, 0.0
+    moved = ["optimizer"]
+    if setup.offload == "all" and setup.strategy not in ("ddp", "zero1", "zero2"):
+        moved += ["weights", "gradients"]
+    kept = {name: 0.0 if name in moved else size for name, size in sizes.items()}
+    if "activations" not in sizes:
+        kept["working"] = 0.0
+    return kept, sum(sizes.get(name, 0.0) for name in moved)
 
 
 def _machine_memory_gib() -> float:

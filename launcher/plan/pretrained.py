@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.load import first_line
 from configs.schema import ConfigError
+from launcher.plan.parameters import Parameters
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 LOOKED_UP = re.compile(
@@ -18,7 +20,40 @@ LOOKED_UP = re.compile(
 BUFFERS = ("inv_freq", "masked_bias")
 
 
-def read_config(path: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ConfigFile:
+    """A config.json: sizes and switches under the spellings of many architectures."""
+
+    path: str
+    """Where it is from, as the user wrote it; named in errors."""
+    values: dict[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        return str(self.values.get("model_type"))
+
+    def size(self, *keys: str, default: int | None = None) -> int:
+        """The first of several spellings of a size. Raises ConfigError without any."""
+        found = next((self.values[key] for key in keys if self.values.get(key) is not None), default)
+        if found is None:
+            raise ConfigError(f"model.path={self.path}: config.json lacks {' or '.join(keys)}")
+        if type(found) is not int or not 0 < found < 2**31:
+            raise ConfigError(
+                f"model.path={self.path}: config.json has {keys[0]}={found}, must be a size above 0"
+            )
+        return found
+
+    def count(self, *keys: str, default: int = 0) -> int:
+        """Like size, but nothing, null and 0 all mean that there are none."""
+        return self.size(*keys) if any(self.values.get(key) for key in keys) else default
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A switch; null means the default."""
+        value = self.values.get(key)
+        return default if value is None else bool(value)
+
+
+def read_config(path: str) -> ConfigFile:
     """config.json of a local directory or a hub id. Raises ConfigError."""
     directory = Path(path)
     file = directory / "config.json" if directory.is_dir() else _download(path)
@@ -30,33 +65,24 @@ def read_config(path: str) -> dict[str, Any]:
         raise ConfigError(f"model.path={path}: config.json is not readable: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"model.path={path}: config.json must hold an object")
-    return values
+    return ConfigFile(path, values)
 
 
-def size(config: dict[str, Any], path: str, *keys: str, default: int | None = None) -> int:
-    """The first of several spellings of a size in a config.json. Raises ConfigError without any."""
-    found = next((config[key] for key in keys if config.get(key) is not None), default)
-    if found is None:
-        raise ConfigError(f"model.path={path}: config.json lacks {' or '.join(keys)}")
-    if type(found) is not int or not 0 < found < 2**31:
-        raise ConfigError(f"model.path={path}: config.json has {keys[0]}={found}, must be a size above 0")
-    return found
+def stored_parameters(config: ConfigFile, *, head: int) -> Parameters:
+    """Weights of any architecture, counted from the tensors beside config.json.
 
-
-def stored_parameters(path: str, config: dict[str, Any]) -> tuple[int, int, int]:
-    """Parameters, those active for a token, and looked-up ones, of any architecture.
-
-    Counted from the tensors in a directory; of a mixture's experts a token uses num_experts_per_tok.
+    Of a mixture's experts a token uses num_experts_per_tok; `head` is passed on.
     Raises ConfigError when there is no readable safetensors file.
     """
-    tensors = _tensor_sizes(path)
+    tensors = _tensor_sizes(config.path)
     total = sum(tensors.values())
     experts = sum(count for name, count in tensors.items() if ".experts." in name)
     idle = 0
     if experts:
-        number = size(config, path, "num_local_experts", "num_experts", "n_routed_experts")
-        idle = experts - experts * size(config, path, "num_experts_per_tok") // number
-    return total, total - idle, sum(count for name, count in tensors.items() if LOOKED_UP.search(name))
+        number = config.size("num_local_experts", "num_experts", "n_routed_experts")
+        idle = experts - experts * config.size("num_experts_per_tok") // number
+    embedding = sum(count for name, count in tensors.items() if LOOKED_UP.search(name))
+    return Parameters(total, total - idle, embedding, head)
 
 
 def _tensor_sizes(path: str) -> dict[str, int]:

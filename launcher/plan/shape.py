@@ -1,4 +1,4 @@
-"""How large is the model? Sizes and parameter counts of a decoder-only transformer."""
+"""How large is the model? Sizes and parameter counts of a transformer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import ConfigError, Model
-from launcher.plan.parameters import gpt2_parameters, llama_parameters
-from launcher.plan.pretrained import read_config, size, stored_parameters
-
-LLAMA_LIKE = ("llama", "mistral", "qwen2")
+from launcher.plan.families import architecture_of, ffn_of, heads_of, hidden_of, layers_of
+from launcher.plan.parameters import Architecture, Experts, Parameters, count
+from launcher.plan.pretrained import ConfigFile, read_config, stored_parameters
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,13 @@ class Shape:
     family: str
     """llama, gpt2, or the model_type of a Hugging Face checkpoint."""
     layers: int
+    """Blocks; of encoder and decoder together where there are both."""
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
     ffn: int
+    """Width of a feed-forward layer; of one expert in a mixture."""
     vocabulary: int
     sequence_length: int
     gated: bool
@@ -33,49 +34,179 @@ class Shape:
     tied: bool
     parameters: int
     parameters_active: int
-    """Those that one token passes through; fewer than parameters in a mixture of experts."""
+    """Those that one token passes through: fewer than parameters in a mixture of experts, and half of an
+    encoder-decoder's."""
     parameters_embedding: int
     """Rows that are looked up: token embeddings and learned positions."""
+    parameters_head: int
+    """Weights of the product that makes logits; the token embeddings when tied to them."""
+    ffn_active: int
+    """Width that one token passes through in a block: its experts' and the shared one's, else ffn."""
+    fused_qkv: bool = False
+    """Whether one product makes queries, keys and values."""
+    fused_gate: bool = False
+    """Whether one product makes both inputs of a gated feed-forward layer."""
+    experts: int = 0
+    experts_per_token: int = 0
+    encoder_layers: int = 0
+    """Blocks of the encoder of an encoder-decoder, else 0."""
+
+    @property
+    def stacks(self) -> int:
+        """Encoder and decoder, or one of them. A token passes one: shares of it are means over both."""
+        return 2 if self.encoder_layers else 1
+
+    @property
+    def attentions(self) -> int:
+        """Attention layers: one per block, and each decoder block's attention to the encoder."""
+        return self.layers + (self.layers - self.encoder_layers if self.encoder_layers else 0)
+
+    @property
+    def parameters_blocks(self) -> int:
+        """Weights in the blocks that a token is multiplied by; the final norm counts as theirs."""
+        if self.encoder_layers:
+            return (self.parameters - self.parameters_root) // self.stacks
+        return self.parameters_active - self.parameters_root
 
     @property
     def parameters_multiplied(self) -> int:
-        """Active parameters without look-up tables; a tied table still multiplies, as the head."""
-        head = self.vocabulary * self.hidden if self.tied else 0
-        return self.parameters_active - self.parameters_embedding + head
+        """Active parameters without look-up tables; a tied table still multiplies, as the head.
+
+        Half of the tokens of an encoder-decoder reach the head.
+        """
+        return self.parameters_blocks + self.parameters_head // self.stacks
 
     @property
     def parameters_root(self) -> int:
         """Parameters outside the blocks: embeddings and an untied head; the final norm is negligible."""
-        return self.parameters_embedding + (0 if self.tied else self.vocabulary * self.hidden)
+        return self.parameters_embedding + (0 if self.tied else self.parameters_head)
 
     @property
     def parameters_layer(self) -> int:
-        """Parameters of one block."""
+        """Parameters of one block, with all its experts."""
         return (self.parameters - self.parameters_root) // self.layers
 
 
 def shape_of(model: Model) -> Shape:
     """The shape that a checked `model` section describes.
 
-    Families llama and gpt2 are computed from its sizes, family hf from the checkpoint in model.path.
+    Families llama and gpt2 are computed from its sizes, family hf from config.json in model.path, or from
+    the weights beside it where the architecture is unknown.
     Raises ConfigError when that checkpoint cannot be read or is shorter than model.sequence_length.
     """
     if model.family != "hf":
-        return _shape(model.name, "preset", _like_checkpoint(model), model.sequence_length)
-    path = str(model.path)
-    config = read_config(path)
-    positions = size(config, path, "max_position_embeddings", "n_positions", default=model.sequence_length)
-    if model.sequence_length > positions:
+        return shape_from_config(model.name, _like_checkpoint(model), model.sequence_length)
+    config = read_config(str(model.path))
+    shape = shape_from_config(Path(config.path).name, config, model.sequence_length)
+    positions = config.size("max_position_embeddings", "n_positions", default=model.sequence_length)
+    if model.sequence_length > positions and not shape.encoder_layers:
         raise ConfigError(
             f"model.sequence_length={model.sequence_length}: at most {positions}, "
-            f"the positions of the checkpoint in model.path={path}"
+            f"the positions of the checkpoint in model.path={config.path}"
         )
-    return _shape(Path(path).name, path, config, model.sequence_length)
+    return shape
 
 
-def _like_checkpoint(model: Model) -> dict[str, Any]:
-    """Sizes of a preset under the keys of a config.json."""
-    return {
+def shape_from_config(name: str, config: ConfigFile, sequence_length: int) -> Shape:
+    """The shape that a config.json describes. Raises ConfigError when it lacks a size."""
+    architecture = architecture_of(config)
+    if architecture is not None:
+        return _shape(name, config.model_type, architecture, sequence_length, count(architecture))
+    hidden, heads = hidden_of(config), heads_of(config)
+    architecture = Architecture(
+        layers=layers_of(config),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=config.size("num_key_value_heads", default=heads),
+        head_dim=config.size("head_dim", default=hidden // heads),
+        ffn=ffn_of(config),
+        vocabulary=config.size("vocab_size"),
+        gated=config.values.get("hidden_act") == "silu",
+        tied=config.flag("tie_word_embeddings", True),
+        norm=1,
+    )
+    parameters = stored_parameters(config, head=architecture.vocabulary * hidden)
+    return _shape(name, config.model_type, architecture, sequence_length, parameters)
+
+
+def llama_like(
+    *,
+    layers: int,
+    hidden: int,
+    heads: int,
+    ffn: int,
+    vocabulary: int,
+    sequence_length: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    gated: bool = True,
+    tied: bool = False,
+    experts: int = 0,
+    experts_per_token: int = 0,
+    name: str = "",
+) -> Shape:
+    """A published model of which only the sizes are known: RMSNorm, rotary positions, no biases.
+
+    experts: feed-forward layers of that width that every block chooses from, as in Mixtral.
+    """
+    mixture = Experts(
+        number=experts, per_token=experts_per_token, ffn=ffn, blocks=layers, other=experts * hidden
+    )
+    architecture = Architecture(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads or heads,
+        head_dim=head_dim or hidden // heads,
+        ffn=ffn,
+        vocabulary=vocabulary,
+        gated=gated,
+        tied=tied,
+        norm=1,
+        experts=mixture if experts else None,
+    )
+    return _shape(name, "llama", architecture, sequence_length, count(architecture))
+
+
+def gpt_like(
+    *,
+    layers: int,
+    hidden: int,
+    heads: int,
+    vocabulary: int,
+    sequence_length: int,
+    ffn: int | None = None,
+    head_dim: int | None = None,
+    kv_heads: int | None = None,
+    tied: bool = True,
+    learned_positions: bool = True,
+    name: str = "",
+) -> Shape:
+    """A published model of which only the sizes are known: LayerNorm, biases, a plain feed-forward layer."""
+    architecture = Architecture(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads or heads,
+        head_dim=head_dim or hidden // heads,
+        ffn=ffn or 4 * hidden,
+        vocabulary=vocabulary,
+        gated=False,
+        tied=tied,
+        norm=2,
+        qkv_bias=True,
+        output_bias=True,
+        up_bias=True,
+        down_bias=True,
+        fused_qkv=True,
+        positions=sequence_length if learned_positions else 0,
+    )
+    return _shape(name, "gpt2", architecture, sequence_length, count(architecture))
+
+
+def _like_checkpoint(model: Model) -> ConfigFile:
+    """A preset under the keys of a config.json."""
+    values: dict[str, Any] = {
         "model_type": model.family,
         "num_hidden_layers": model.layers,
         "hidden_size": model.hidden,
@@ -86,55 +217,34 @@ def _like_checkpoint(model: Model) -> dict[str, Any]:
         "n_positions": model.sequence_length,
         "tie_word_embeddings": model.tied_embeddings,
     }
+    return ConfigFile("preset", values)
 
 
-def _shape(name: str, path: str, config: dict[str, Any], sequence_length: int) -> Shape:
-    family = str(config.get("model_type"))
-    tied = bool(config.get("tie_word_embeddings", family not in LLAMA_LIKE))
-    hidden = size(config, path, "hidden_size", "n_embd")
-    layers = size(config, path, "num_hidden_layers", "n_layer")
-    heads = size(config, path, "num_attention_heads", "n_head")
-    kv_heads = size(config, path, "num_key_value_heads", default=heads)
-    head_dim = size(config, path, "head_dim", default=hidden // heads)
-    ffn = size(config, path, "intermediate_size", "ffn_dim", "n_inner", default=4 * hidden)
-    vocabulary = size(config, path, "vocab_size")
-    if family in LLAMA_LIKE:
-        total = active = llama_parameters(
-            layers=layers,
-            hidden=hidden,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            ffn=ffn,
-            vocabulary=vocabulary,
-            tied=tied,
-            qkv_bias=family == "qwen2" or (family == "llama" and bool(config.get("attention_bias"))),
-            output_bias=family == "llama" and bool(config.get("attention_bias")),
-            mlp_bias=family == "llama" and bool(config.get("mlp_bias")),
-        )
-        embedding = vocabulary * hidden
-    elif family == "gpt2":
-        positions = size(config, path, "n_positions")
-        total = active = gpt2_parameters(
-            layers=layers, hidden=hidden, ffn=ffn, vocabulary=vocabulary, positions=positions, tied=tied
-        )
-        embedding = (vocabulary + positions) * hidden
-    else:
-        total, active, embedding = stored_parameters(path, config)
+def _shape(
+    name: str, family: str, architecture: Architecture, sequence_length: int, parameters: Parameters
+) -> Shape:
+    mixture = architecture.experts
     return Shape(
         name=name,
         family=family,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn=ffn,
-        vocabulary=vocabulary,
+        layers=architecture.layers,
+        hidden=architecture.hidden,
+        heads=architecture.heads,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        ffn=mixture.ffn if mixture else architecture.ffn,
+        vocabulary=architecture.vocabulary,
         sequence_length=sequence_length,
-        gated=family in LLAMA_LIKE or config.get("hidden_act") == "silu",
-        tied=tied,
-        parameters=total,
-        parameters_active=active,
-        parameters_embedding=embedding,
+        gated=architecture.gated,
+        tied=architecture.tied,
+        parameters=parameters.total,
+        parameters_active=parameters.active,
+        parameters_embedding=parameters.embedding,
+        parameters_head=parameters.head,
+        ffn_active=mixture.per_token * mixture.ffn + mixture.shared_ffn if mixture else architecture.ffn,
+        fused_qkv=architecture.fused_qkv,
+        fused_gate=architecture.fused_gate,
+        experts=mixture.number if mixture else 0,
+        experts_per_token=mixture.per_token if mixture else 0,
+        encoder_layers=architecture.encoder_layers,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from launcher.report.series import Axis, Point, linear_axis, log_axis, thin
-from launcher.report.words import short
+from launcher.words import short
 
 # The drawing is stretched over its box; strokes and labels are not.
 SIDE = 1000

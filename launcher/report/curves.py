@@ -11,7 +11,7 @@ from launcher.report.html import Html, details, note, section, table, text
 from launcher.report.records import Records
 from launcher.report.series import plottable, smooth
 from launcher.report.totals import interruptions
-from launcher.report.words import UNKNOWN, fixed, percent, short
+from launcher.words import UNKNOWN, fixed, percent, short
 
 COLOURS = 6
 MOST_TABLE_ROWS = 21

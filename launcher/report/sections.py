@@ -10,7 +10,7 @@ from typing import Any
 from launcher.report.html import details, note, section, table
 from launcher.report.records import Records, dig, number
 from launcher.report.totals import known
-from launcher.report.words import UNKNOWN, duration, fixed, moment, percent, short
+from launcher.words import UNKNOWN, duration, fixed, moment, percent, short
 
 Totals = dict[str, Any]
 MOST_EVENTS = 200

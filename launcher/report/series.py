@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from launcher.report.words import short
+from launcher.words import short
 
 MOST_POINTS = 1000
 # Sums of whole multiples of 1e-12 are exact: a spike does not swallow the digits of what follows it.

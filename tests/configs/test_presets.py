@@ -22,6 +22,9 @@ REQUIRED = {
     "budget=tokens": ["budget.tokens=1000"],
     "budget=flops": ["budget.flops=1e15"],
     "budget=epochs": ["budget.epochs=2"],
+    "budget=gpu_hours": ["budget.gpu_hours=100"],
+    "budget=usd": ["budget.usd=100"],
+    "budget=days": ["budget.days=2"],
     "data=local": ["data.corpora.own.train=here/*.jsonl"],
 }
 """What the presets that leave something open need."""

@@ -57,3 +57,13 @@ def test_low_precision_logits_are_summed_in_fp32() -> None:
     loss = loss_sum(logits, torch.zeros(4, 1024, dtype=torch.long))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(4096 * math.log(8), rel=1e-5)
+
+
+def test_bf16_losses_round_each_token_but_not_their_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 128, 50, generator=generator).bfloat16()
+    targets = torch.randint(50, (64, 128), generator=generator)
+    rounded, exact = loss_sum(logits, targets, upcast=False), loss_sum(logits, targets)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() != exact.item()
+    assert rounded.item() == pytest.approx(exact.item(), rel=1e-4)

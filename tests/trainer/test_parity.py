@@ -71,7 +71,7 @@ def plain_losses(rows: torch.Tensor) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp_grad_op"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_losses_follow_a_plain_loop(site: Site, strategy: str, world_size: int) -> None:
     shard = site.root / "general" / "train.00000.json.gz"

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from configs.schema import Config
+from configs.schema import Config, ConfigError
 from trainer.distributed import World
 
 
@@ -37,13 +37,15 @@ class Strategy(Protocol):
 
 
 def shard(module: nn.Module, config: Config, world: World) -> Strategy:
-    """Spread a model that is whole on every rank's CPU by the configured strategy."""
+    """Spread a model that is whole on every rank's CPU by the configured strategy. Raises ConfigError."""
     match config.sharding.strategy:
         case "ddp":
             from trainer.sharding.ddp import Ddp
 
             return Ddp(module, config, world)
-        case "fsdp":
+        case "fsdp" | "fsdp_grad_op":
             from trainer.sharding.fsdp import Fsdp
 
             return Fsdp(module, config, world)
+        case other:
+            raise ConfigError(f"sharding.strategy={other}: not trained yet, use ddp, fsdp or fsdp_grad_op")

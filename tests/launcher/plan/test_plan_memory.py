@@ -1,153 +1,332 @@
-"""Peak memory of a rank: what torch keeps, the closed forms, and how the configuration moves them."""
+"""Peak memory of a rank: the closed forms, how the setup moves them, and when a run fits."""
 
-from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
-import torch
-from torch.autograd.graph import saved_tensors_hooks
-from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from configs.compose import compose
-from launcher.plan.activations import block_activation_bytes
-from launcher.plan.memory import Memory, memory
-from launcher.plan.shape import shape_of
+from configs.schema import Hardware
+from launcher.plan.hardware import hardware_named
+from launcher.plan.memory import GIB, Memory, memory, memory_by_strategy
+from launcher.plan.part import parts_of
+from launcher.plan.published import published
+from launcher.plan.setup import STRATEGIES, Setup, Strategy
+from launcher.plan.shape import Shape, llama_like
 
-GIB = 2**30
-ON_H100 = ("model=llama-7b", "hardware=h100-sxm-80gb", "micro_batch=1")
-ON_64 = (*ON_H100, "sharding=fsdp", "nodes=8", "gpus_per_node=8", "global_batch=64")
-
-
-def peak(*overrides: str) -> Memory:
-    config = compose(list(overrides))
-    return memory(shape_of(config.model), config, config.sharding.strategy)
-
-
-def kept_bytes(model: torch.nn.Module, rows: int, sequence_length: int, autocast: bool) -> int:
-    """Bytes of the distinct tensors that autograd saves in a forward pass, weights and their casts apart."""
-    shapes = {tuple(weight.shape) for weight in model.parameters()}
-    shapes |= {shape[::-1] for shape in shapes}
-    saved: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tuple(tensor.shape) not in shapes:
-            saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=autocast):
-        model(input_ids=torch.zeros(rows, sequence_length, dtype=torch.long), use_cache=False)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+LLAMA_7B = published("Llama-2-7B").shape(2048)
+LLAMA_3_8B = published("Llama-3-8B").shape(8192)
+N, TABLE, TOKENS = LLAMA_7B.parameters, 32000 * 4096, 2048
+BLOCK = (N - 2 * TABLE) // 32
+A_NONE = 2 * TOKENS * (8 * 4096 + 4 * 4096 + 4 * 11008) + 4 * TOKENS * 32
+H100 = hardware_named("H100-80GB")
+CPU = Hardware(name="cpu")
+ON_8 = Setup(strategy="fsdp", world_size=8, gpus_per_node=8, micro_batch=1)
+ON_64 = replace(ON_8, world_size=64)
+DDP = replace(ON_8, strategy="ddp")
 
 
-def llama(layers: int) -> torch.nn.Module:
-    sizes = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 4, "vocab_size": 2048}
-    return LlamaModel(LlamaConfig(num_hidden_layers=layers, **sizes))
+def peak(setup: Setup, shape: Shape = LLAMA_7B, hardware: Hardware = H100, **changes: Any) -> Memory:
+    return memory(shape, replace(setup, **changes), hardware)
 
 
-def gpt2(layers: int) -> torch.nn.Module:
-    return GPT2Model(
-        GPT2Config(
-            n_layer=layers,
-            n_embd=192,
-            n_inner=512,
-            n_head=4,
-            vocab_size=2048,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-        )
-    )
+def total_bytes(planned: Memory) -> float:
+    return planned.active_gib * GIB
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("family", "module"), [("llama", llama), ("gpt2", gpt2)])
-def test_a_block_keeps_what_autograd_saves(
-    family: str, module: Callable[[int], torch.nn.Module], autocast: bool
-) -> None:
-    rows, sequence_length = 3, 112
-    saved = kept_bytes(module(3), rows, sequence_length, autocast)
-    saved -= kept_bytes(module(2), rows, sequence_length, autocast)
-    config = compose(["model=llama-demo", "model.tokenizer=any", f"model.family={family}"])
-    planned = block_activation_bytes(
-        shape_of(config.model), rows * sequence_length, 2 if autocast else 4, "none", autocast
-    )
-    assert planned == pytest.approx(saved, rel=0.01)
+@pytest.mark.parametrize("hardware", [H100, CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_components_add_up_to_the_active_peak(strategy: Strategy, hardware: Hardware) -> None:
+    planned = peak(ON_8, hardware=hardware, strategy=strategy)
+    assert sum(planned.components_gib.values()) == pytest.approx(planned.active_gib)
 
 
-def test_components_add_up_to_the_active_peak() -> None:
-    for overrides in (ON_H100, ON_64, ("hardware=cpu",)):
-        planned = peak(*overrides)
-        assert sum(planned.components_gib.values()) == pytest.approx(planned.active_gib)
-
-
-def test_fully_sharded_states_and_gathered_blocks_follow_the_closed_form() -> None:
-    """Backward through the first block of 64 ranks, the peak of a small micro batch."""
-    parameters, table, tokens, ranks = 6_738_415_616, 32000 * 4096, 2048, 64
-    block = (parameters - 2 * table - 4096) // 32
-    activations = 2 * tokens * (8 * 4096 + 4 * 4096 + 4 * 11008) + 4 * tokens * 32
-    expected = 12 * parameters / ranks + 32 * activations + 10 * block + 4 * table
-    assert peak(*ON_64).active_gib * GIB == pytest.approx(expected, rel=1e-4)
+def test_a_small_micro_batch_peaks_in_the_first_backward() -> None:
+    """12N/d of states, two gathered blocks with one's gradients, and the gathered embeddings and head."""
+    planned = peak(ON_64)
+    assert planned.regime == "first backward"
+    assert total_bytes(planned) == pytest.approx(12 * N / 64 + 32 * A_NONE + 10 * BLOCK + 4 * TABLE, rel=1e-4)
 
 
 def test_a_large_vocabulary_moves_the_peak_to_the_loss() -> None:
-    options = ("micro_batch=4", "global_batch=256", "activation_checkpointing=full")
-    planned = peak(*ON_64, *options, "model.vocabulary=128256")
-    assert planned.components_gib["logits"] * GIB == 12 * 4 * 2048 * 128256
-    assert peak(*ON_64, *options).components_gib["logits"] == 0
+    planned = peak(ON_64, LLAMA_3_8B, checkpointing="full")
+    assert planned.regime == "loss"
+    assert planned.components_gib["logits"] * GIB == 12 * 8192 * 128256
+    assert planned.components_gib["working"] * GIB == 4 * 128256 * 4096
     assert planned.components_gib["gradients"] == 0
 
 
-def test_replicated_states_take_sixteen_bytes_per_parameter_and_two_of_casts() -> None:
-    parts = peak(*ON_H100, "sharding=ddp", "activation_checkpointing=full").components_gib
-    states = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
-    assert states * GIB == 16 * 6_738_415_616
-    assert parts["working"] * GIB >= 2 * 6_738_415_616
+def test_few_tokens_of_a_large_vocabulary_peak_at_the_root() -> None:
+    planned = peak(ON_64, published("Llama-3-8B").shape(128), checkpointing="full")
+    assert planned.regime == "root"
+    assert planned.components_gib["communication"] * GIB == 6 * 2 * 128256 * 4096
 
 
-def test_a_7b_model_does_not_fit_replicated_on_80_gb_and_fits_sharded_over_64() -> None:
-    assert peak(*ON_H100).verdict == "does not fit"
-    assert peak(*ON_64).verdict == "fits"
+def test_temporary_copies_move_the_peak_to_the_optimizer() -> None:
+    planned = peak(ON_8, checkpointing="full", foreach=True)
+    assert planned.regime == "optimizer"
+    assert total_bytes(planned) == pytest.approx(20 * N / 8, rel=1e-6)
+
+
+def test_ddp_takes_sixteen_bytes_per_parameter_and_two_of_casts_at_the_end_of_forward() -> None:
+    planned = peak(DDP)
+    states = sum(planned.components_gib[name] for name in ("weights", "gradients", "optimizer"))
+    assert states * GIB == pytest.approx(16 * N)
+    assert planned.components_gib["working"] * GIB == pytest.approx(2 * N)
+
+
+def test_accumulated_gradients_lie_beside_the_buckets_of_ddp() -> None:
+    added = total_bytes(peak(DDP, accumulation=2)) - total_bytes(peak(DDP))
+    assert added == pytest.approx(4 * N)
 
 
 def test_accumulation_keeps_sharded_gradients_over_the_whole_step() -> None:
-    added = peak(*ON_64, "global_batch=128").active_gib - peak(*ON_64).active_gib
-    assert added * GIB == pytest.approx(4 * 6_738_415_616 / 64)
+    added = total_bytes(peak(ON_64, accumulation=2)) - total_bytes(peak(ON_64))
+    assert added == pytest.approx(4 * N / 64)
 
 
-def test_keeping_gathered_weights_after_forward_costs_memory() -> None:
-    assert peak(*ON_64, "sharding.reshard_after_forward=false").active_gib > peak(*ON_64).active_gib + 10
+def test_deepspeed_keeps_model_and_gradients_in_half_precision_and_a_flat_fp32_partition() -> None:
+    def states(strategy: Strategy) -> dict[str, float]:
+        parts = peak(ON_8, strategy=strategy, foreach=True, checkpointing="full").components_gib
+        return {name: parts[name] * GIB / N for name in ("weights", "gradients", "optimizer")}
+
+    assert states("zero1") == pytest.approx({"weights": 2, "gradients": 2, "optimizer": 12 / 8})
+    assert states("zero2") == pytest.approx({"weights": 2, "gradients": 2 / 8, "optimizer": 12 / 8})
+    assert states("zero3") == pytest.approx({"weights": 2 / 8, "gradients": 2 / 8, "optimizer": 12 / 8})
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_checkpointing_more_keeps_less(sharding: str) -> None:
+def test_zero3_gathers_what_it_may_keep_alive_and_what_it_prefetches() -> None:
+    few = peak(ON_8, strategy="zero3", live_parameters=2e8, prefetch_parameters=1e8)
+    many = peak(ON_8, strategy="zero3", live_parameters=2e9, prefetch_parameters=5e8)
+    assert total_bytes(many) - total_bytes(few) == pytest.approx(2 * 2.2e9)
+
+
+def test_keeping_gathered_weights_after_forward_costs_memory_and_is_what_grad_op_does() -> None:
+    kept = peak(ON_64, reshard_after_forward=False)
+    assert total_bytes(kept) > total_bytes(peak(ON_64)) + 1.8 * N
+    assert peak(ON_64, strategy="fsdp_grad_op") == kept
+
+
+def test_hybrid_sharding_splits_states_within_its_group_only() -> None:
+    assert peak(ON_64, strategy="hsdp").active_gib == peak(ON_8).active_gib
+    assert peak(ON_64, strategy="hsdp", shard_degree=64).active_gib == peak(ON_64).active_gib
+
+
+def test_experts_are_not_split_further_than_into_whole_ones() -> None:
+    mixtral = published("Mixtral-8x7B").shape(2048)
+    weights = [
+        peak(replace(ON_8, world_size=ranks), mixtral).components_gib["weights"] for ranks in (8, 16, 64)
+    ]
+    experts_gib = 32 * 8 * 3 * 4096 * 14336 * 4 / GIB
+    others_gib = mixtral.parameters * 4 / GIB - experts_gib
+    expected = [experts_gib / 8 + others_gib / ranks for ranks in (8, 16, 64)]
+    assert weights == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_checkpointing_more_keeps_less(strategy: Strategy) -> None:
     none, selective, full = (
-        peak(*ON_H100, "micro_batch=8", f"sharding={sharding}", f"activation_checkpointing={kind}").active_gib
+        peak(ON_8, strategy=strategy, micro_batch=8, checkpointing=kind).active_gib
         for kind in ("none", "selective", "full")
     )
     assert none > selective > full
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_fp32_activations_are_larger(sharding: str) -> None:
-    options = (*ON_H100, "micro_batch=8", f"sharding={sharding}")
-    bf16, fp32 = (peak(*options, f"precision={kind}").components_gib for kind in ("bf16", "fp32"))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_fp32_activations_are_larger(strategy: Strategy) -> None:
+    bf16, fp32 = (
+        peak(ON_8, strategy=strategy, micro_batch=8, compute=kind).components_gib for kind in ("bf16", "fp32")
+    )
     assert fp32["activations"] > 1.3 * bf16["activations"]
 
 
+def test_half_precision_is_half_precision_whether_bf16_fp16_or_fp8() -> None:
+    assert peak(ON_8, compute="fp16") == peak(ON_8, compute="fp8") == peak(ON_8)
+
+
+def test_one_byte_moments_and_bf16_weights_shrink_the_states() -> None:
+    for setup, bytes_each in (
+        (DDP, 16),
+        (replace(DDP, optimizer="adamw_8bit"), 10),
+        (replace(DDP, weights="bf16"), 8),
+    ):
+        parts = peak(setup, checkpointing="full").components_gib
+        states = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
+        assert states * GIB == pytest.approx(bytes_each * N)
+
+
+def test_chunked_logits_nearly_vanish() -> None:
+    fp32, bf16, chunked = (
+        peak(ON_64, LLAMA_3_8B, logits=kind, checkpointing="full").active_gib
+        for kind in ("fp32", "bf16", "chunked")
+    )
+    assert fp32 > bf16 > chunked
+
+
+def test_adapters_need_states_for_themselves_only() -> None:
+    parts = peak(DDP, lora_rank=16).components_gib
+    adapters = 4 * 32 * 4096 * 16
+    assert parts["weights"] * GIB == pytest.approx(4 * (N + adapters))
+    assert parts["gradients"] * GIB == pytest.approx(4 * adapters)
+    assert parts["optimizer"] * GIB == pytest.approx(8 * adapters)
+
+
+def test_frozen_blocks_have_no_gradients_and_keep_less() -> None:
+    frozen, trained = peak(DDP, frozen_blocks=16).components_gib, peak(DDP).components_gib
+    assert frozen["optimizer"] * GIB == pytest.approx(8 * (N - 16 * BLOCK), rel=1e-4)
+    assert frozen["activations"] < trained["activations"]
+
+
+def test_a_pipeline_keeps_a_micro_batch_for_every_stage_on_its_first_and_the_loss_on_its_last() -> None:
+    first, last = parts_of(LLAMA_7B, replace(ON_64, pipeline_parallel=8, accumulation=16))
+    assert first.kept == pytest.approx(8 * last.kept)
+    assert (first.logits, last.logits) == (0, 12 * TOKENS * 32000)
+    assert first.parameters == pytest.approx((N - 2 * TABLE) / 8 + TABLE)
+
+
+def test_an_encoder_decoder_keeps_both_stacks() -> None:
+    both = published("T5-Large").shape(512)
+    assert both.encoder_layers == 24
+    planned = peak(ON_8, both, micro_batch=64)
+    one = peak(ON_8, replace(both, layers=24, encoder_layers=0), micro_batch=64)
+    assert planned.components_gib["activations"] > 2 * one.components_gib["activations"]
+
+
+def test_offloaded_optimizer_states_leave_the_device_for_the_host() -> None:
+    on_device, offloaded = peak(ON_8, strategy="zero1"), peak(ON_8, strategy="zero1", offload="optimizer")
+    assert on_device.components_gib["optimizer"] == pytest.approx(12 * N / 8 / GIB)
+    assert offloaded.components_gib["optimizer"] == 0
+    assert offloaded.host_gib - on_device.host_gib == pytest.approx(12 * N / GIB)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_offloading_all_leaves_no_states_on_the_device(strategy: Strategy) -> None:
+    planned = peak(ON_8, strategy=strategy, offload="all")
+    assert not any(planned.components_gib[name] for name in ("weights", "gradients", "optimizer"))
+    assert planned.host_gib > 16 * N / GIB
+
+
+def test_offloading_more_than_the_host_has_does_not_fit() -> None:
+    small_host = H100.model_copy(update={"host_memory_gib": 60.0})
+    assert peak(ON_8, hardware=small_host).verdict == "fits"
+    assert peak(ON_8, hardware=small_host, offload="all").verdict == "does not fit"
+
+
+def test_every_worker_starts_with_the_whole_model_in_host_memory() -> None:
+    assert peak(ON_64).host_start_gib == pytest.approx(8 * (0.6 + 4 * N / GIB))
+
+
 def test_a_gpu_needs_more_than_its_active_bytes() -> None:
-    planned = peak(*ON_64)
+    planned = peak(ON_64)
     assert planned.reserved_gib == pytest.approx(1.2 * planned.active_gib)
     assert planned.device_gib == pytest.approx(planned.reserved_gib + 2)
     assert planned.limit_gib == 79.1
 
 
+def test_compiled_blocks_fragment_less_and_a_single_gpu_needs_no_network() -> None:
+    compiled, alone = peak(ON_64, compile=True), peak(ON_64, world_size=1)
+    assert compiled.reserved_gib == pytest.approx(1.12 * compiled.active_gib)
+    assert alone.device_gib == pytest.approx(alone.reserved_gib + 0.7)
+
+
+def test_a_measured_ratio_replaces_the_published_one_and_narrows_the_interval() -> None:
+    assumed = peak(ON_64)
+    measured = memory(LLAMA_7B, ON_64, H100, reserved_over_active=1.1)
+    assert measured.reserved_gib == pytest.approx(1.1 * measured.active_gib)
+    assert measured.device_interval_gib[1] < assumed.device_interval_gib[1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_number_lies_in_its_interval(strategy: Strategy) -> None:
+    planned = peak(ON_8, strategy=strategy)
+    for middle, (low, high) in (
+        (planned.active_gib, planned.active_interval_gib),
+        (planned.reserved_gib, planned.reserved_interval_gib),
+        (planned.device_gib, planned.device_interval_gib),
+    ):
+        assert low < middle < high
+
+
+def test_the_verdict_is_certain_outside_the_interval_and_tight_within() -> None:
+    low, high = peak(ON_64).device_interval_gib
+    for limit, verdict in ((high * 1.01, "fits"), (low * 1.01, "tight"), (low * 0.99, "does not fit")):
+        assert peak(ON_64, hardware=H100.model_copy(update={"memory_gib": limit})).verdict == verdict
+
+
+def test_a_7b_model_does_not_fit_replicated_on_80_gb_and_fits_sharded_over_64() -> None:
+    assert peak(DDP).verdict == "does not fit"
+    assert peak(ON_64).verdict == "fits"
+
+
 def test_a_worker_on_cpu_has_its_share_of_this_machine_and_carries_the_runtime() -> None:
-    alone, shared = peak("hardware=cpu"), peak("hardware=cpu", "gpus_per_node=4")
+    alone = peak(ON_8, hardware=CPU, gpus_per_node=1)
+    shared = peak(ON_8, hardware=CPU, gpus_per_node=4)
     assert alone.limit_gib == pytest.approx(4 * shared.limit_gib)
     assert alone.components_gib["runtime"] == 0.6
     assert alone.active_gib == alone.reserved_gib == alone.device_gib
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.89, "fits"), (0.91, "tight"), (1.01, "does not fit")])
-def test_the_verdict_turns_at_ninety_and_one_hundred_percent(share: float, verdict: str) -> None:
-    limit = peak(*ON_64).device_gib / share
-    assert peak(*ON_64, f"hardware.memory_gib={limit}").verdict == verdict
+def test_a_worker_on_cpu_starts_with_the_whole_model() -> None:
+    planned = peak(ON_64, hardware=CPU, checkpointing="full")
+    assert planned.regime == "start"
+    assert planned.active_gib == pytest.approx(4 * N / GIB + 0.6)
+
+
+def test_all_strategies_are_compared_on_the_same_setup() -> None:
+    compared = memory_by_strategy(LLAMA_7B, ON_8, H100)
+    assert tuple(compared) == STRATEGIES
+    assert compared["zero2"] == peak(ON_8, strategy="zero2")
+
+
+SHAPES = st.builds(
+    lambda layers, heads, ffn, vocabulary: llama_like(
+        layers=layers, hidden=64 * heads, heads=heads, ffn=ffn, vocabulary=vocabulary, sequence_length=512
+    ),
+    st.integers(2, 40),
+    st.integers(1, 64),
+    st.integers(64, 20_000),
+    st.integers(1000, 200_000),
+)
+SETUPS = st.builds(
+    Setup,
+    strategy=st.sampled_from(STRATEGIES),
+    world_size=st.sampled_from([8, 16, 64]),
+    gpus_per_node=st.just(8),
+    micro_batch=st.integers(1, 8),
+    accumulation=st.integers(1, 4),
+    checkpointing=st.sampled_from(["none", "selective", "full"]),
+    compute=st.sampled_from(["fp32", "bf16"]),
+    foreach=st.booleans(),
+)
+
+
+@given(shape=SHAPES, setup=SETUPS)
+@settings(max_examples=60)
+def test_memory_does_not_grow_with_ranks_but_does_with_the_micro_batch(shape: Shape, setup: Setup) -> None:
+    planned = peak(setup, shape)
+    assert peak(setup, shape, world_size=2 * setup.world_size).active_gib <= planned.active_gib * (1 + 1e-12)
+    assert peak(setup, shape, micro_batch=setup.micro_batch + 1).active_gib >= planned.active_gib
+
+
+@given(shape=SHAPES, setup=SETUPS)
+@settings(max_examples=60)
+def test_states_do_not_grow_with_the_stage(shape: Shape, setup: Setup) -> None:
+    def states(strategy: Strategy) -> float:
+        mixed = replace(setup, strategy=strategy, compute="bf16", accumulation=2)
+        parts = peak(mixed, shape).components_gib
+        return sum(parts[name] for name in ("weights", "gradients", "optimizer"))
+
+    stages = [states(strategy) for strategy in ("ddp", "zero1", "zero2", "zero3")]
+    assert all(before >= after for before, after in pairwise(stages))
+
+
+@given(shape=SHAPES, stage=st.sampled_from(["zero1", "zero2", "zero3"]))
+@settings(max_examples=30)
+def test_on_one_rank_every_stage_has_the_states_of_ddp(shape: Shape, stage: Strategy) -> None:
+    def states(strategy: Strategy) -> float:
+        alone = peak(ON_8, shape, strategy=strategy, world_size=1, accumulation=2).components_gib
+        return sum(alone[name] for name in ("weights", "gradients", "optimizer"))
+
+    assert states(stage) == pytest.approx(states("ddp"))

@@ -10,14 +10,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BioGptConfig,
     GPT2Config,
-    GPTNeoXConfig,
     LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
+    PhimoeConfig,
     PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 from configs.compose import ROOT, compose
@@ -98,32 +95,6 @@ def test_a_preset_has_the_published_number_of_parameters(name: str, published: i
     assert shape_of(preset(name)).parameters == published
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        LlamaConfig(**TINY, num_key_value_heads=2),
-        LlamaConfig(**TINY, tie_word_embeddings=True),
-        LlamaConfig(**TINY, attention_bias=True, mlp_bias=True),
-        LlamaConfig(**TINY, head_dim=32),
-        MistralConfig(**TINY, num_key_value_heads=4),
-        Qwen2Config(**TINY, num_key_value_heads=2),
-        Qwen2Config(**TINY, num_key_value_heads=2, tie_word_embeddings=True),
-        GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=500, n_positions=256),
-        GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=500, n_inner=96, tie_word_embeddings=False),
-    ],
-    ids=lambda config: f"{config.model_type}-{config.tie_word_embeddings}",
-)
-def test_a_checkpoint_of_a_known_family_is_counted_from_its_config(
-    config: PreTrainedConfig, tmp_path: Path
-) -> None:
-    config.save_pretrained(tmp_path)
-    shape = checkpoint(tmp_path)
-    assert shape.parameters == number_of_weights(built(config))
-    assert shape.family == config.model_type
-    assert shape.tied == config.tie_word_embeddings
-    assert shape.sequence_length == 128
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_config_without_optional_keys_means_what_transformers_makes_of_it(
     tied: bool, tmp_path: Path
@@ -140,29 +111,18 @@ def test_a_config_without_optional_keys_means_what_transformers_makes_of_it(
     assert shape.parameters == number_of_weights(built(config))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        GPTNeoXConfig(**TINY),
-        Qwen3Config(**TINY, num_key_value_heads=2, head_dim=16),
-        Qwen3Config(**TINY, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
-    ],
-    ids=lambda config: f"{config.model_type}-{config.tie_word_embeddings}",
-)
-def test_any_other_architecture_is_counted_from_its_safetensors(
-    config: PreTrainedConfig, tmp_path: Path
-) -> None:
-    module = AutoModelForCausalLM.from_config(config)
+def test_any_other_architecture_is_counted_from_its_safetensors(tmp_path: Path) -> None:
+    module = AutoModelForCausalLM.from_config(BioGptConfig(**TINY, max_position_embeddings=126))
     module.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    shape = checkpoint(tmp_path)
+    shape = checkpoint(tmp_path, 126)
     assert shape.parameters == shape.parameters_active == number_of_weights(module)
-    assert shape.parameters_embedding == 500 * 64
-    assert shape.tied == config.tie_word_embeddings
+    assert shape.parameters_embedding == (500 + 128) * 64
+    assert shape.tied
 
 
-def test_a_mixture_of_experts_activates_the_experts_that_a_token_is_routed_to(tmp_path: Path) -> None:
-    config = MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1)
+def test_stored_experts_are_active_where_a_token_is_routed_to_them(tmp_path: Path) -> None:
+    config = PhimoeConfig(**TINY, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     shape = checkpoint(tmp_path)
     one_expert = 3 * 64 * 160
@@ -172,13 +132,13 @@ def test_a_mixture_of_experts_activates_the_experts_that_a_token_is_routed_to(tm
 def test_buffers_of_an_old_checkpoint_are_not_parameters(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    module = AutoModelForCausalLM.from_config(GPTNeoXConfig(**TINY))
+    module = AutoModelForCausalLM.from_config(BioGptConfig(**TINY))
     module.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     buffers = {
-        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 128, 128, dtype=torch.bool),
-        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
-        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(4),
+        "layers.0.attention.bias": torch.ones(1, 1, 128, 128, dtype=torch.bool),
+        "layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "layers.0.attention.rotary_emb.inv_freq": torch.ones(4),
     }
     save_file(load_file(file) | buffers, file, {"format": "pt"})
     assert checkpoint(tmp_path).parameters == number_of_weights(module)
@@ -214,7 +174,7 @@ def test_an_unusable_config_json_is_refused(text: str, tmp_path: Path) -> None:
 def test_an_unknown_architecture_without_readable_weights_is_refused(
     content: bytes | None, tmp_path: Path
 ) -> None:
-    GPTNeoXConfig(**TINY).save_pretrained(tmp_path)
+    BioGptConfig(**TINY).save_pretrained(tmp_path)
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ConfigError, match="safetensors") as error:
@@ -247,7 +207,7 @@ def hub_shape(cache: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_hub_model_that_cannot_be_fetched_is_refused_by_name(tmp_path: Path) -> None:
     last_line = hub_shape(tmp_path).stderr.strip().splitlines()[-1]
-    assert last_line.startswith("configs.schema.ConfigError: model.path=someone/something: ")
+    assert "ConfigError: model.path=someone/something: " in last_line
 
 
 def test_a_hub_model_in_the_cache_needs_no_network(tmp_path: Path) -> None:

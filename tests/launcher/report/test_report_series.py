@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from launcher.report.series import linear_axis, log_axis, plottable, smooth, thin
-from launcher.report.words import duration, moment, percent, short
+from launcher.words import duration, moment, percent, short
 
 FINITE = st.floats(-1e12, 1e12)
 ANY = st.one_of(FINITE, st.just(math.nan), st.just(math.inf), st.just(-math.inf))

@@ -1,0 +1,36 @@
+"""What every section of the configuration is made of: its base class, its types, its error."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class ConfigError(ValueError):
+    """A mistake in the user's input. Its text is one line: key, value, what is allowed."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a value may hold line ends
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+Text = Annotated[str, Field(min_length=1)]
+Paths = Annotated[Annotated[list[Text], Field(min_length=1)] | None, BeforeValidator(_as_list)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]

@@ -1,0 +1,227 @@
+"""Which way to run it is best? A search over strategy, micro batch, checkpointing and offload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from configs.schema import Hardware
+from launcher.plan.memory import Memory, memory
+from launcher.plan.setup import Checkpointing, Offload, Setup, Strategy
+from launcher.plan.shape import Shape
+from launcher.plan.time import Calibration, StepTime, step_time
+
+SIMPLEST_FIRST: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "fsdp_grad_op", "fsdp", "hsdp", "zero3")
+TRAINED: tuple[Strategy, ...] = ("ddp", "fsdp_grad_op", "fsdp")
+"""Strategies that this version trains; the plan knows more."""
+OFFLOADS: dict[Strategy, tuple[Offload, ...]] = {
+    "zero1": ("none", "optimizer"),
+    "zero2": ("none", "optimizer"),
+    "zero3": ("none", "optimizer", "all"),
+    "fsdp": ("none", "all"),
+}
+"""What is offered; other strategies keep all states on the device."""
+EQUAL = 0.02
+"""Relative difference in step time below which the simpler strategy is preferred."""
+ADVISED = 3
+LARGEST_MICRO_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run it, with its price."""
+
+    setup: Setup
+    memory: Memory
+    time: StepTime
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.verdict != "does not fit"
+
+    @property
+    def trained(self) -> bool:
+        return self.setup.strategy in TRAINED and self.setup.offload == "none"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a step; endless where the speed is unknown, so that order falls to simplicity."""
+        return float("inf") if self.time.step_seconds is None else self.time.step_seconds
+
+
+def choices(
+    shape: Shape,
+    base: Setup,
+    global_batch: int,
+    hardware: Hardware,
+    calibration: Calibration | None = None,
+    strategies: Sequence[Strategy] = SIMPLEST_FIRST,
+) -> list[Choice]:
+    """Every way to train the global batch on the ranks of `base`, whether it fits or not.
+
+    Micro batches are the divisors of a rank's rows, so that accumulation is whole. With only the trained
+    strategies given, offload is left out: it is not trained yet either.
+    """
+    measured = calibration.get("reserved_over_active") if calibration else None
+    return [
+        Choice(
+            setup,
+            memory(shape, setup, hardware, measured),
+            step_time(shape, setup, hardware, calibration),
+        )
+        for setup in _setups(base, global_batch, strategies)
+    ]
+
+
+def _setups(base: Setup, global_batch: int, strategies: Sequence[Strategy]) -> Iterator[Setup]:
+    rows = global_batch // base.data_parallel
+    micro_batches = [size for size in _divisors(rows) if size <= LARGEST_MICRO_BATCH]
+    offloads = {} if strategies is TRAINED else OFFLOADS
+    in_place: tuple[Offload, ...] = ("none",)
+    for strategy in strategies:
+        for micro_batch in micro_batches:
+            for checkpointing in get_args(Checkpointing):
+                for offload in offloads.get(strategy, in_place):
+                    for degree in _degrees(base) if strategy == "hsdp" else (None,):
+                        yield replace(
+                            base,
+                            strategy=strategy,
+                            micro_batch=micro_batch,
+                            accumulation=rows // micro_batch,
+                            checkpointing=checkpointing,
+                            offload=offload,
+                            shard_degree=degree,
+                            reshard_after_forward=True,
+                        )
+
+
+def _degrees(base: Setup) -> list[int]:
+    """Whole nodes: more than all ranks' half would be fsdp, less than a node leaves fast links unused."""
+    nodes = base.state_ranks // base.gpus_per_node
+    return [base.gpus_per_node * count for count in _divisors(nodes) if count < nodes]
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def best(found: Sequence[Choice]) -> list[Choice]:
+    """Those that fit, best first: the fastest, and of those within 2 % the simplest with most room.
+
+    Where memory is tight, a run may fail; so what is tight comes only where nothing else fits.
+    """
+    safe = [choice for choice in found if choice.memory.verdict == "fits"]
+    fitting = sorted(safe or [choice for choice in found if choice.fits], key=lambda choice: choice.seconds)
+    ranked: list[Choice] = []
+    while fitting:
+        fastest = fitting[0].seconds
+        equal = [choice for choice in fitting if choice.seconds <= fastest * (1 + EQUAL)]
+        equal = equal or fitting
+        ranked += sorted(equal, key=_simplicity)
+        fitting = fitting[len(equal) :]
+    return ranked
+
+
+def _simplicity(choice: Choice) -> tuple[Any, ...]:
+    """Less machinery first, then less time."""
+    setup = choice.setup
+    checkpointing = get_args(Checkpointing).index(setup.checkpointing)
+    return (
+        setup.offload != "none",
+        SIMPLEST_FIRST.index(setup.strategy),
+        checkpointing,
+        choice.seconds,
+    )
+
+
+def advise(found: Sequence[Choice], yours: Choice | None) -> list[dict[str, Any]]:
+    """The best three strategies, each in its best form, with the reason for its place.
+
+    If none of them is trained yet, the best that is comes fourth.
+
+    yours: the configured way, which each is compared with; none for sharding=auto.
+    """
+    ranked = best(found)
+    first_of_each: dict[Strategy, Choice] = {}
+    for choice in ranked:
+        first_of_each.setdefault(choice.setup.strategy, choice)
+    leading = list(first_of_each.values())[:ADVISED]
+    if not any(choice.trained for choice in leading):
+        leading += [choice for choice in ranked if choice.trained][:1]
+    return [_advice(choice, leading[0], yours) for choice in leading]
+
+
+def _advice(choice: Choice, top: Choice, yours: Choice | None) -> dict[str, Any]:
+    setup, time = choice.setup, choice.time
+    return {
+        "strategy": setup.strategy,
+        "overrides": overrides(setup),
+        "micro_batch": setup.micro_batch,
+        "accumulation": setup.accumulation,
+        "activation_checkpointing": setup.checkpointing,
+        "offload": setup.offload,
+        "shard_degree": setup.shards if setup.strategy == "hsdp" else None,
+        "trained": choice.trained,
+        "device_gib": choice.memory.device_gib,
+        "verdict": choice.memory.verdict,
+        "step_seconds": time.step_seconds,
+        "mfu": time.mfu,
+        "reason": _reason(choice, top),
+        "speed_over_yours": _ratio(yours.time.step_seconds, time.step_seconds) if yours else None,
+    }
+
+
+def overrides(setup: Setup) -> list[str]:
+    """What to type for this setup."""
+    name = setup.strategy
+    words = [f"sharding={name}", f"micro_batch={setup.micro_batch}"]
+    words.append(f"activation_checkpointing={setup.checkpointing}")
+    if setup.offload != "none":
+        words.append(f"sharding.offload={setup.offload}")
+    if setup.strategy == "hsdp":
+        words.append(f"sharding.shard_degree={setup.shards}")
+    return words
+
+
+def _reason(choice: Choice, top: Choice) -> str:
+    slower = _ratio(choice.time.step_seconds, top.time.step_seconds)
+    if slower is None:
+        pace = "speed unknown"
+    else:
+        pace = "the fastest that fits" if choice is top else f"{slower - 1:+.1%} step time"
+    room = choice.memory.limit_gib - choice.memory.device_gib
+    said = [pace, f"{room:.1f} GiB free"]
+    if choice.time.bound_by:
+        said.append(f"bound by {choice.time.bound_by}")
+    return ", ".join(said)
+
+
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or not denominator else numerator / denominator
+
+
+def prices(found: Sequence[Choice], yours: Choice | None) -> dict[str, float | None]:
+    """What each constraint costs, as the relative gain in speed without it.
+
+    memory: with room for everything; checkpointing: not allowed to recompute; yours: the best that fits
+    against the configured way. None where the speed is unknown.
+    """
+    fitting = best(found)
+    if not fitting:
+        return {}
+    top = fitting[0]
+    fastest = min(found, key=lambda choice: choice.seconds)
+    whole = [choice for choice in fitting if choice.setup.checkpointing == "none"]
+    one_by_one = [choice for choice in fitting if choice.setup.micro_batch == 1]
+    return {
+        "memory_limit": _gain(top, fastest),
+        "without_recomputing": _gain(whole[0], top) if whole else None,
+        "micro_batch_of_one": _gain(one_by_one[0], top) if one_by_one else None,
+        "your_choice": _gain(yours, top) if yours else None,
+    }
+
+
+def _gain(slow: Choice, fast: Choice) -> float | None:
+    ratio = _ratio(slow.time.step_seconds, fast.time.step_seconds)
+    return None if ratio is None else ratio - 1

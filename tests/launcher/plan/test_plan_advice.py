@@ -1,0 +1,109 @@
+"""The plan searches the ways to run a model and advises the best three that fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from configs.compose import compose
+from configs.schema import Config, ConfigError
+from launcher.plan.advice import SIMPLEST_FIRST, TRAINED, best, choices
+from launcher.plan.plan import make_plan, resolve
+from launcher.plan.setup import setup_of
+from launcher.plan.shape import shape_of
+
+ON_8_H100 = ("hardware=h100-sxm-80gb", "gpus_per_node=8")
+SEVEN_B = ("model=llama-7b", *ON_8_H100)
+
+
+def plan(*overrides: str) -> dict[str, Any]:
+    return make_plan(compose(list(overrides)))
+
+
+def automatic(*overrides: str, trained_only: bool = False) -> Config:
+    return resolve(compose([*overrides, "sharding=auto"]), trained_only=trained_only)
+
+
+def test_at_most_three_strategies_are_advised_fastest_first_and_all_fit() -> None:
+    advice = plan(*SEVEN_B, "sharding=fsdp")["advice"]
+    assert 1 <= len(advice) <= 3
+    assert len({choice["strategy"] for choice in advice}) == len(advice)
+    seconds = [choice["step_seconds"] for choice in advice]
+    assert seconds == sorted(seconds)
+    assert all(choice["verdict"] == "fits" and choice["reason"] for choice in advice)
+
+
+def test_what_is_advised_plans_as_advised_when_it_is_typed() -> None:
+    for choice in plan(*SEVEN_B, "sharding=fsdp")["advice"]:
+        typed = plan(*SEVEN_B, *choice["overrides"])
+        assert typed["memory"]["device_gib"] == pytest.approx(choice["device_gib"])
+        assert typed["time"]["step_seconds"] == pytest.approx(choice["step_seconds"])
+
+
+def test_nothing_that_fits_with_room_is_clearly_faster_than_the_first_advice() -> None:
+    config = compose([*SEVEN_B, "sharding=fsdp"])
+    shape = shape_of(config.model)
+    found = choices(shape, setup_of(config), config.global_batch, config.hardware)
+    first = best(found)[0]
+    safe = [choice.seconds for choice in found if choice.memory.verdict == "fits"]
+    assert first.seconds <= 1.02 * min(safe)
+
+
+def test_a_small_model_is_replicated_and_a_large_one_is_split() -> None:
+    assert plan("model=llama-160m", *ON_8_H100)["advice"][0]["strategy"] == "ddp"
+    large = automatic("model=llama-2-70b", *ON_8_H100, "nodes=16", "global_batch=1024")
+    assert large.sharding.strategy in ("fsdp", "zero3", "hsdp")
+
+
+def test_a_slow_network_between_many_nodes_asks_for_hybrid_sharding() -> None:
+    options = ("model=llama-7b", "hardware=a100-sxm-80gb", "nodes=64", "gpus_per_node=8", "global_batch=2048")
+    advised = plan(*options, "micro_batch=4", "sharding=fsdp", "hardware.inter_node_gb_s=3")["advice"]
+    assert advised[0]["strategy"] == "hsdp"
+    fsdp = [choice for choice in advised if choice["strategy"] == "fsdp"]
+    assert not fsdp or fsdp[0]["step_seconds"] > 1.2 * advised[0]["step_seconds"]
+
+
+def test_automatic_sharding_keeps_the_global_batch_and_sets_the_rest() -> None:
+    chosen = automatic(*SEVEN_B, "global_batch=96")
+    assert chosen.global_batch == 96
+    assert chosen.micro_batch * chosen.accumulation * 8 == 96
+    assert make_plan(chosen)["memory"]["verdict"] == "fits"
+    assert make_plan(chosen)["prices"]["your_choice"] == pytest.approx(0, abs=1e-9)
+
+
+def test_automatic_sharding_of_a_run_takes_only_what_is_trained() -> None:
+    options = ("model=llama-2-70b", *ON_8_H100, "nodes=64", "global_batch=4096")
+    planned, trained = automatic(*options), automatic(*options, trained_only=True)
+    assert trained.sharding.strategy in TRAINED
+    assert trained.sharding.offload == "none"
+    assert planned.sharding.strategy in SIMPLEST_FIRST
+    seconds = [make_plan(config)["time"]["step_seconds"] for config in (planned, trained)]
+    assert seconds[0] <= 1.02 * seconds[1]
+
+
+def test_a_chosen_strategy_is_left_alone() -> None:
+    config = compose([*SEVEN_B, "sharding=zero2"])
+    assert resolve(config, trained_only=True) is config
+
+
+def test_when_nothing_fits_the_line_names_what_comes_closest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        automatic("model=llama-65b", "hardware=h100-sxm-80gb", trained_only=True)
+    line = str(caught.value)
+    assert line.startswith("sharding=auto: nothing fits 79.1 GiB per GPU; closest is ")
+    assert "micro_batch=1" in line
+
+
+def test_constraints_have_prices() -> None:
+    prices = plan(*SEVEN_B, "sharding=fsdp", "micro_batch=1", "activation_checkpointing=full")["prices"]
+    assert prices["your_choice"] > 0.1
+    assert prices["memory_limit"] >= 0
+    roomy = plan(*SEVEN_B, "sharding=fsdp", "hardware.memory_gib=1000")["prices"]
+    assert roomy["memory_limit"] == pytest.approx(0, abs=0.03)
+
+
+def test_without_a_known_speed_advice_goes_by_simplicity() -> None:
+    advice = plan("model=llama-160m", "hardware=v100-sxm2-32gb", "precision=bf16")["advice"]
+    assert advice[0]["strategy"] == "ddp"
+    assert advice[0]["step_seconds"] is None
