@@ -12,6 +12,7 @@ from rich.text import Text
 
 from launcher.plan.budget import verdict_of
 from launcher.plan.explain import rows as explained
+from launcher.plan.loss import perplexity
 from launcher.plan.published import catalogue
 from launcher.words import UNKNOWN, duration, percent, short
 
@@ -95,11 +96,13 @@ def _sizes(plan: dict[str, Any]) -> Iterator[tuple[str, Text]]:
         "compute",
         Text(f"{compute['flops']:.3g} FLOPs, {short(compute['petaflop_s_days'], 3)} petaFLOP/s-days"),
     )
+    loss = budget["loss_nats"]["besiroglu"]
     best = budget["optimum"][budget["law"]]
     yield (
         "",
         Text(
-            f"best spent on {short(best['parameters'], 3)} parameters and {short(best['tokens'], 3)} tokens",
+            f"best spent on {short(best['parameters'], 3)} parameters and {short(best['tokens'], 3)} tokens; "
+            f"expected loss {loss:.2f} nats per token, perplexity {perplexity(loss):.1f}",
             style="dim",
         ),
     )
@@ -148,7 +151,7 @@ def _needs(plan: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     yield (
         "checkpoint",
         Text(
-            f"{checkpoint['size_gib']:.3g} GiB, every {checkpoint['interval_minutes']:.0f} minutes; a "
+            f"{checkpoint['size_gib']:.3g} GiB, every {duration(60 * checkpoint['interval_minutes'])}; a "
             f"failure every {duration(3600 * checkpoint['hours_between_failures'])}, goodput "
             f"{percent(checkpoint['expected_goodput'])}"
         ),

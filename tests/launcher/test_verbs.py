@@ -34,6 +34,11 @@ def test_help_names_every_verb(runs: Runs) -> None:
         (["report", "frist"], "frist: no such run; did you mean first?"),
         (["cancel", "first"], "first: this run is not being trained"),
         (["resume", "x" * 300], "no such run"),
+        (["plan", "--figure", "absent/plan.png"], "--figure=absent/plan.png: "),
+        (["plan", "--figure", "plan.doc"], "--figure=plan.doc: "),
+        (["plan", "plan.deadline_days=1e-9", "hardware=h100-sxm-80gb"], "above the peak of "),
+        (["train", "sharding=zero2"], "sharding.strategy=zero2: can be planned but not trained yet"),
+        (["plan", "--verify", "sharding=zero2"], "sharding.strategy=zero2: "),
         (["export", "first", "--step", "7"], "checkpoints/step-00000007: no such checkpoint"),
     ],
 )
@@ -65,6 +70,20 @@ def test_a_plan_is_one_json_object(runs: Runs) -> None:
     outcome = runs.trainyard("plan", "--json", "model=llama-7b", "hardware=h100-sxm-80gb")
     assert outcome.stderr == ""
     assert json.loads(outcome.stdout)["model"]["name"] == "llama-7b"
+
+
+def test_a_plan_is_explained_and_drawn(runs: Runs, tmp_path: Path) -> None:
+    outcome = runs.trainyard("plan", "--explain", "--figure", str(tmp_path / "plan.svg"))
+    assert outcome.returncode == 0
+    assert "time.step_seconds" in outcome.stdout
+    assert (tmp_path / "plan.svg").stat().st_size > 10_000
+
+
+def test_a_plan_is_verified_against_a_trace_as_one_json_object(runs: Runs) -> None:
+    small = ("model=llama-60m", "model.layers=2", "sharding=auto", "micro_batch=1", "global_batch=4")
+    outcome = runs.trainyard("plan", "--verify", "--json", *small)
+    assert outcome.returncode == 0
+    assert 0.9 < json.loads(outcome.stdout)["ratio"] < 1.1
 
 
 def test_a_composed_configuration_is_printed_as_yaml_that_loads_again(runs: Runs, tmp_path: Path) -> None:

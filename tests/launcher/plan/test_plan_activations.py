@@ -121,6 +121,12 @@ def test_selective_checkpointing_keeps_attention_and_every_second_product() -> N
     assert planned == 2 * T * (2 * H + 2 * H + KV + F) + 4 * T * 32
 
 
+def test_fused_products_are_kept_whole_by_selective_checkpointing() -> None:
+    fused = replace(LLAMA_3_8B, fused_qkv=True)
+    planned = block_activation_bytes(fused, replace(BF16, checkpointing="selective"))
+    assert planned == 2 * T * (H + (H + 2 * KV) + 2 * F + H) + 4 * T * 32
+
+
 def test_full_checkpointing_keeps_the_input_of_a_block() -> None:
     assert block_activation_bytes(LLAMA_3_8B, replace(BF16, checkpointing="full")) == 2 * T * H
 

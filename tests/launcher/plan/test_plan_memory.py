@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import Hardware
+from launcher.plan.activations import block_activation_bytes
 from launcher.plan.hardware import hardware_named
 from launcher.plan.memory import GIB, Memory, memory, memory_by_strategy
 from launcher.plan.part import parts_of
@@ -75,6 +76,13 @@ def test_ddp_takes_sixteen_bytes_per_parameter_and_two_of_casts_at_the_end_of_fo
     states = sum(planned.components_gib[name] for name in ("weights", "gradients", "optimizer"))
     assert states * GIB == pytest.approx(16 * N)
     assert planned.components_gib["working"] * GIB == pytest.approx(2 * N)
+
+
+def test_checkpointed_blocks_let_go_of_their_casts_after_forward() -> None:
+    assert peak(DDP, checkpointing="full").regime == "forward"
+    loss = peak(DDP, LLAMA_3_8B, checkpointing="full", micro_batch=4)
+    assert loss.regime == "loss"
+    assert loss.components_gib["working"] < 0.2 * 2 * LLAMA_3_8B.parameters / GIB
 
 
 def test_accumulated_gradients_lie_beside_the_buckets_of_ddp() -> None:
@@ -186,12 +194,11 @@ def test_a_pipeline_keeps_a_micro_batch_for_every_stage_on_its_first_and_the_los
     assert first.parameters == pytest.approx((N - 2 * TABLE) / 8 + TABLE)
 
 
-def test_an_encoder_decoder_keeps_both_stacks() -> None:
+def test_an_encoder_decoder_keeps_both_stacks_and_the_attention_between_them() -> None:
     both = published("T5-Large").shape(512)
-    assert both.encoder_layers == 24
-    planned = peak(ON_8, both, micro_batch=64)
-    one = peak(ON_8, replace(both, layers=24, encoder_layers=0), micro_batch=64)
-    assert planned.components_gib["activations"] > 2 * one.components_gib["activations"]
+    encoder, decoder = (block_activation_bytes(both, ON_8, decoder=kind) for kind in (False, True))
+    assert decoder - encoder == 512 * (2 * (1024 + 4 * 1024) + 8 * 1024)
+    assert parts_of(both, ON_8)[0].kept == 24 * (encoder + decoder)
 
 
 def test_offloaded_optimizer_states_leave_the_device_for_the_host() -> None:
@@ -251,7 +258,13 @@ def test_every_number_lies_in_its_interval(strategy: Strategy) -> None:
 
 def test_the_verdict_is_certain_outside_the_interval_and_tight_within() -> None:
     low, high = peak(ON_64).device_interval_gib
-    for limit, verdict in ((high * 1.01, "fits"), (low * 1.01, "tight"), (low * 0.99, "does not fit")):
+    cases = (
+        (high * 1.01, "fits"),
+        (high * 0.99, "tight"),
+        (low * 1.01, "tight"),
+        (low * 0.99, "does not fit"),
+    )
+    for limit, verdict in cases:
         assert peak(ON_64, hardware=H100.model_copy(update={"memory_gib": limit})).verdict == verdict
 
 

@@ -10,7 +10,7 @@ from truth import Check, Evaluator, Row, compare
 
 from launcher.plan.hardware import hardware_named
 from launcher.plan.memory import GIB, memory
-from launcher.plan.published import Published, catalogue, published
+from launcher.plan.published import Published, catalogue, published, published_in
 from launcher.plan.setup import Checkpointing, Setup, Strategy
 from launcher.plan.shape import gpt_like, llama_like
 from launcher.plan.states import (
@@ -52,9 +52,9 @@ def zero_table2(row: Row) -> list[Check]:
 
 def act_memory(row: Row) -> list[Check]:
     """The id ends in what is recomputed and split; where no sizes are given it names the model too."""
-    given, (_, model, variant) = row["inputs"], row["id"].split(".")
+    given, variant = row["inputs"], row["id"].rsplit(".", 1)[1]
     if not given:
-        shape = published(model).shape()
+        shape = published_in(row["id"]).shape()
         seq, h = shape.sequence_length, shape.hidden
         if variant.endswith("flops"):
             return compare(row, selective_overhead(seq, h))
