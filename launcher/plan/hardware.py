@@ -7,7 +7,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from configs.schema import ConfigError, Hardware
@@ -69,6 +68,8 @@ def on_gpu(hardware: Hardware) -> bool:
 @cache
 def machine_flops_per_second() -> float:
     """Fastest of several float32 matrix products on all cores of this machine."""
+    import numpy as np  # a third of a plan's start-up, and only plans for this machine need it
+
     size, tries = 1024, 4
     matrix = np.ones((size, size), np.float32)
     fastest_seconds = float("inf")

@@ -31,10 +31,6 @@ class Part:
     head: float
     largest: float
     """The largest matrix."""
-    experts: int
-    """Of which a mixture's weights are stacks; 0 without."""
-    block_experts: float
-    """Parameters of a block that are such stacks."""
     kept: float
     """What all blocks keep until their backward."""
     block_kept: float
@@ -44,17 +40,6 @@ class Part:
     logits: float
     logits_output: float
     """The logits alone, in the compute format."""
-
-    def padding(self, ranks: int) -> float:
-        """Size of a block split by rows over ranks, over an even split.
-
-        FSDP2 splits the first dimension. A stack of E experts has E rows: the fullest rank of d has
-        ceil(E / d) of them, and more ranks than experts divide nothing.
-        """
-        if not self.experts:
-            return 1.0
-        rows = -(-self.experts // ranks) * ranks / self.experts
-        return 1 + (rows - 1) * self.block_experts / self.block
 
 
 def parts_of(shape: Shape, setup: Setup) -> list[Part]:
@@ -103,8 +88,6 @@ def _part(shape: Shape, setup: Setup, root: float, in_flight: int, loss: bool) -
         root_trained=root_trained,
         head=head,
         largest=max(head, shape.hidden * shape.ffn / split),
-        experts=shape.experts,
-        block_experts=shape.experts * (3 if shape.gated else 2) * shape.hidden * shape.ffn / split,
         kept=kept * share * in_flight,
         block_kept=decoder,
         block_whole=block_activation_bytes(shape, setup, "none", trained=adapted)

@@ -88,22 +88,18 @@ def fsdp(part: Part, setup: Setup) -> dict[str, Bytes]:
     10n are two gathered blocks (2n each), one's gradients (2n) and their fp32 copy to reduce (4n).
     Accumulation keeps the gradients, 4N/d, over the whole step. Without resharding after forward the
     gathered weights of all blocks, 2N, stay until their backward. So they do in a pipeline, where the
-    gradients of all micro batches are also added up unsharded, 4N, and reduced at the end. Experts are padded
-    to whole ones.
+    gradients of all micro batches are also added up unsharded, 4N, and reduced at the end.
     """
     w, b, r = BYTES[setup.weights], setup.compute_bytes, BYTES[setup.reduce]
     d, pipelined = setup.shards, setup.pipeline_parallel > 1
     reshard = setup.reshard_after_forward and setup.strategy != "fsdp_grad_op" and not pipelined
-    padding = part.padding(d)
-    shard = (part.root + (part.parameters - part.root) * padding) / d
-    trained = shard * part.trained / part.parameters
-    states = {"weights": w * shard, "optimizer": moment_bytes(setup) * trained}
-    gradients = w * trained
+    states = {"weights": w * part.parameters / d, "optimizer": moment_bytes(setup) * part.trained / d}
+    gradients = w * part.trained / d
     accumulated = gradients if setup.accumulation > 1 and not pipelined else 0
     unsharded = r * part.trained if pipelined else 0
     gathered = b * part.parameters
     at_loss = b * (part.block if setup.root_resharded else part.root)
-    reducing = (b + r * padding) * part.block_trained
+    reducing = (b + r) * part.block_trained
     before_root = gradients * (1 - part.root_trained / part.trained)
     return {
         "loss": states

@@ -57,9 +57,7 @@ def measured_gib(site: Site, run: str, directory: Path) -> float:
 
 
 def main() -> None:
-    print(
-        "| run | planned GiB | interval | measured GiB | planned / measured | returning freed | planned / that |"
-    )
+    print("| run | planned GiB | interval | measured GiB | ratio | giving back | ratio |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as root:
         site = Site.create(Path(root))

@@ -37,7 +37,7 @@ MISTAKES = {
     "precision.compute=fp12": "precision.compute=fp12: allowed: 'fp32', 'bf16', 'fp16' or 'fp8'",
     "data.on_corrupt=retry": "data.on_corrupt=retry: allowed: 'skip' or 'fail'",
     "model=llama-7": "model=llama-7: no such preset; did you mean llama-7b?",
-    "budget=money": "budget=money: no such preset; allowed: chinchilla, days, epochs, flops, gpu_hours, tokens, usd",
+    "budget=money": "budget=money: no such preset; allowed: chinchilla, days, epochs, ",
     "model=": "model=: no such preset; allowed: gpt2-124m, hf, ",
     "model=null": "model=None: no such preset; allowed: gpt2-124m, hf, ",
     "model=../model/llama-7b": "model=../model/llama-7b: no such preset; did you mean llama-7b?",
