@@ -200,6 +200,22 @@ class Sharding(Section):
     live_parameters: NonNegativeFloat = 1e9
     """Most gathered parameters that are kept for reuse; strategy zero3."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Sharding:
+        offers = {
+            "zero1": ["optimizer"],
+            "zero2": ["optimizer"],
+            "zero3": ["optimizer", "all"],
+            "fsdp": ["all"],
+        }
+        allowed = ["none", *offers.get(self.strategy, [])]
+        if self.offload not in allowed:
+            raise ValueError(
+                f"sharding.offload={self.offload}: with sharding.strategy={self.strategy} "
+                f"allowed: {', '.join(allowed)}"
+            )
+        return self
+
 
 class Precision(Section):
     """Number formats."""
@@ -368,10 +384,10 @@ class Config(Section):
                 f"for example {nearest}"
             )
         degree = self.sharding.shard_degree
-        if degree is not None and (self.sharding.strategy != "hsdp" or self.world_size // parallel % degree):
+        splitting = self.data_parallel * self.plan.context_parallel
+        if degree is not None and (self.sharding.strategy != "hsdp" or splitting % degree):
             raise ValueError(
-                f"sharding.shard_degree={degree}: only with sharding=hsdp, and must divide its "
-                f"{self.world_size // parallel} ranks"
+                f"sharding.shard_degree={degree}: only with sharding=hsdp, and must divide {splitting} ranks"
             )
         if self.checkpoint.every_steps is None and self.checkpoint.every_minutes is None:
             raise ValueError("checkpoint.every_minutes=null: give checkpoint.every_steps or every_minutes")

@@ -88,7 +88,7 @@ def trace(config: Config, architecture: PreTrainedConfig | None = None) -> dict[
 
 
 def _check(config: Config) -> None:
-    """Refuse what the trainer has no code for."""
+    """Refuse what the trainer has no code for; it has all that hsdp needs."""
     strategy = config.sharding.strategy
     if strategy not in ("ddp", "fsdp", "fsdp_grad_op", "hsdp"):
         raise ConfigError(
@@ -102,6 +102,9 @@ def _check(config: Config) -> None:
         "objective.logits": (config.objective.logits, ("fp32", "bf16")),
         "model.lora_rank": (config.model.lora_rank, (None,)),
         "model.frozen_blocks": (config.model.frozen_blocks, (0,)),
+        "plan.tensor_parallel": (config.plan.tensor_parallel, (1,)),
+        "plan.pipeline_parallel": (config.plan.pipeline_parallel, (1,)),
+        "plan.context_parallel": (config.plan.context_parallel, (1,)),
     }
     for key, (value, values) in allowed.items():
         if value not in values:

@@ -97,9 +97,9 @@ def _setups(base: Setup, global_batch: int, strategies: Sequence[Strategy]) -> I
 
 
 def _degrees(base: Setup) -> list[int]:
-    """Whole nodes: more than all ranks' half would be fsdp, less than a node leaves fast links unused."""
-    nodes = base.state_ranks // base.gpus_per_node
-    return [base.gpus_per_node * count for count in _divisors(nodes) if count < nodes]
+    """A node at least: less leaves fast links unused; all ranks would be fsdp."""
+    ranks = base.state_ranks
+    return [degree for degree in _divisors(ranks) if base.ranks_of_a_node <= degree < ranks]
 
 
 def _divisors(number: int) -> list[int]:
@@ -135,12 +135,12 @@ def _simplicity(choice: Choice) -> tuple[Any, ...]:
     )
 
 
-def advise(found: Sequence[Choice], yours: Choice | None) -> list[dict[str, Any]]:
+def advise(found: Sequence[Choice], yours: Choice) -> list[dict[str, Any]]:
     """The best three strategies, each in its best form, with the reason for its place.
 
     If none of them is trained yet, the best that is comes fourth.
 
-    yours: the configured way, which each is compared with; none for sharding=auto.
+    yours: the configured way, which each is compared with.
     """
     ranked = best(found)
     first_of_each: dict[Strategy, Choice] = {}
@@ -152,11 +152,11 @@ def advise(found: Sequence[Choice], yours: Choice | None) -> list[dict[str, Any]
     return [_advice(choice, leading[0], yours) for choice in leading]
 
 
-def _advice(choice: Choice, top: Choice, yours: Choice | None) -> dict[str, Any]:
+def _advice(choice: Choice, top: Choice, yours: Choice) -> dict[str, Any]:
     setup, time = choice.setup, choice.time
     return {
         "strategy": setup.strategy,
-        "overrides": overrides(setup),
+        "overrides": overrides(setup, yours.setup),
         "micro_batch": setup.micro_batch,
         "accumulation": setup.accumulation,
         "activation_checkpointing": setup.checkpointing,
@@ -168,19 +168,23 @@ def _advice(choice: Choice, top: Choice, yours: Choice | None) -> dict[str, Any]
         "step_seconds": time.step_seconds,
         "mfu": time.mfu,
         "reason": _reason(choice, top),
-        "speed_over_yours": _ratio(yours.time.step_seconds, time.step_seconds) if yours else None,
+        "speed_over_yours": _ratio(yours.time.step_seconds, time.step_seconds),
     }
 
 
-def overrides(setup: Setup) -> list[str]:
-    """What to type for this setup."""
+def overrides(setup: Setup, base: Setup) -> list[str]:
+    """What to type after the words of `base` to get this setup."""
     name = setup.strategy
     words = [f"sharding={name}", f"micro_batch={setup.micro_batch}"]
     words.append(f"activation_checkpointing={setup.checkpointing}")
-    if setup.offload != "none":
+    if setup.offload != base.offload:
         words.append(f"sharding.offload={setup.offload}")
     if setup.strategy == "hsdp":
         words.append(f"sharding.shard_degree={setup.shards}")
+    elif base.shard_degree is not None:
+        words.append("sharding.shard_degree=null")
+    if setup.reshard_after_forward != base.reshard_after_forward:
+        words.append(f"sharding.reshard_after_forward={str(setup.reshard_after_forward).lower()}")
     return words
 
 
@@ -201,7 +205,7 @@ def _ratio(numerator: float | None, denominator: float | None) -> float | None:
     return None if numerator is None or not denominator else numerator / denominator
 
 
-def prices(found: Sequence[Choice], yours: Choice | None) -> dict[str, float | None]:
+def prices(found: Sequence[Choice], yours: Choice) -> dict[str, float | None]:
     """What each constraint costs, as the relative gain in speed without it.
 
     memory: with room for everything; checkpointing: not allowed to recompute; yours: the best that fits
@@ -218,7 +222,7 @@ def prices(found: Sequence[Choice], yours: Choice | None) -> dict[str, float | N
         "memory_limit": _gain(top, fastest),
         "without_recomputing": _gain(whole[0], top) if whole else None,
         "micro_batch_of_one": _gain(one_by_one[0], top) if one_by_one else None,
-        "your_choice": _gain(yours, top) if yours else None,
+        "your_choice": _gain(yours, top),
     }
 
 

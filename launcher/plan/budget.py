@@ -88,7 +88,7 @@ def token_budget(shape: Shape, config: Config, tokens_per_gpu_hour: float | None
         unique = tokens / max(epochs, 1)
     effective = scaling.effective_tokens(tokens, unique)
     penalty = scaling.repetition_penalty(scaling.BESIROGLU, n, tokens, unique)
-    global_batch_tokens = config.global_batch * shape.sequence_length
+    global_batch_tokens = config.global_batch * shape.tokens_per_row
     factor = flops_factor(shape)
     return TokenBudget(
         tokens=tokens,

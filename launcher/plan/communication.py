@@ -134,9 +134,8 @@ def communication(shape: Shape, setup: Setup, hardware: Hardware) -> Communicati
     model_parallel = setup.tensor_parallel * setup.pipeline_parallel
     parameters = shape.parameters / model_parallel
     network = network_of(hardware)
-    # Tensor parallelism takes neighbours first; what is left of a node belongs to one data-parallel group.
-    per_node = max(1, setup.gpus_per_node // model_parallel)
-    weights = min(BYTES[setup.compute], BYTES[setup.weights]) * parameters
+    per_node = setup.ranks_of_a_node
+    weights = min(setup.compute_bytes, BYTES[setup.weights]) * parameters
     gradients = BYTES[setup.reduce] * parameters * trained_share(shape, setup)
     ranks, passes = setup.state_ranks, setup.accumulation
     match setup.strategy:
@@ -189,7 +188,7 @@ def tensor_parallel_seconds(shape: Shape, setup: Setup, hardware: Hardware) -> f
     tokens = setup.micro_batch * shape.sequence_length / setup.context_parallel
     passes = 3 if setup.checkpointing == "full" else 2
     count = 2 * passes * _blocks(shape, setup)
-    size = count * BYTES[setup.compute] * tokens * shape.hidden
+    size = count * setup.compute_bytes * tokens * shape.hidden
     return network_of(hardware).all_reduce_seconds(size, count, ranks, setup.gpus_per_node)
 
 

@@ -63,14 +63,20 @@ class Memory:
     host_start_gib: float
     """At start-up, when every worker builds the whole model in fp32."""
     host_limit_gib: float | None
+    offloaded: bool
 
     @property
     def verdict(self) -> str:
-        """does not fit: not even with the errors in its favour; fits: whatever the errors; else tight."""
+        """does not fit: not even with the errors in its favour; fits: whatever the errors; else tight.
+
+        Offloaded states that go to a host of unknown memory are tight at best.
+        """
         if self.device_interval_gib[0] > self.limit_gib:
             return "does not fit"
         if self.host_limit_gib is not None and self.host_gib > self.host_limit_gib:
             return "does not fit"
+        if self.host_limit_gib is None and self.offloaded:
+            return "tight"
         return "tight" if self.device_interval_gib[1] > self.limit_gib else "fits"
 
 
@@ -118,6 +124,7 @@ def memory(
         host_gib=workers * (RUNTIME_GIB + offloaded / GIB if on_gpu else active),
         host_start_gib=workers * (RUNTIME_GIB + model_gib),
         host_limit_gib=hardware.host_memory_gib,
+        offloaded=offloaded > 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -10,14 +11,15 @@ from launcher.plan.advice import SIMPLEST_FIRST, TRAINED, Choice, advise, best, 
 from launcher.plan.assumptions import assumptions
 from launcher.plan.budget import token_budget
 from launcher.plan.calibration import calibrated
-from launcher.plan.checkpoint_size import training_state_bytes
+from launcher.plan.checkpoint_size import checkpoint_bytes
+from launcher.plan.communication import trained_share
 from launcher.plan.cost import cost
 from launcher.plan.flops import (
-    flops_per_token,
     hoffmann_flops,
     implied_rate,
     petaflop_s_days,
     recomputed_flops_per_token,
+    trained_flops_per_token,
 )
 from launcher.plan.hardware import on_gpu
 from launcher.plan.memory import GIB, Memory, memory, memory_by_strategy
@@ -33,16 +35,17 @@ SECONDS_PER_HOUR = 3600
 def resolve(config: Config, *, trained_only: bool) -> Config:
     """The configuration with sharding=auto replaced by the best that fits; others come back as they are.
 
-    trained_only: choose among what the trainer can do. Raises ConfigError when nothing fits.
+    What can be trained goes first, so that plan and run are the same; trained_only: nothing else will do.
+    Raises ConfigError when nothing fits.
     """
     if config.sharding.strategy != "auto":
         return config
     shape, calibration = shape_of(config.model), _calibration(config)
-    strategies = TRAINED if trained_only else SIMPLEST_FIRST
-    found = choices(
-        shape, setup_of(config, "ddp"), config.global_batch, config.hardware, calibration, strategies
-    )
-    ranked = best(found)
+    base = setup_of(config, "ddp")
+    ranked: list[Choice] = []
+    for strategies in (TRAINED,) if trained_only else (TRAINED, SIMPLEST_FIRST):
+        found = choices(shape, base, config.global_batch, config.hardware, calibration, strategies)
+        ranked = ranked or best(found)
     if not ranked:
         closest = min(found, key=lambda choice: choice.memory.device_gib / choice.memory.limit_gib)
         raise ConfigError(
@@ -60,20 +63,22 @@ def make_plan(config: Config) -> dict[str, Any]:
     depends on cannot be read, or a budget needs a speed or a price that is unknown.
     """
     shape, setup, calibration = shape_of(config.model), setup_of(config), _calibration(config)
+    _check_parallel(shape, setup)
     measured = calibration.get("reserved_over_active") if calibration else None
     peak = memory(shape, setup, config.hardware, measured)
     step = step_time(shape, setup, config.hardware, calibration)
-    size_bytes = training_state_bytes(shape.parameters, config.precision.weights)
+    size_bytes = checkpoint_bytes(shape, setup)
     failures = reliability(size_bytes, config.nodes, config.plan)
     budget = token_budget(shape, config, _tokens_per_gpu_hour(step, setup, config, failures))
     time = run_time(step, budget.steps, config.plan.productive_share, failures.expected_goodput)
     found = choices(shape, setup, config.global_batch, config.hardware, calibration)
     yours = Choice(setup, peak, step)
-    flops = flops_per_token(shape) * budget.tokens
+    per_token = trained_flops_per_token(shape, trained_share(shape, setup))
+    flops = per_token * budget.tokens
     answer = {
         "model": _model(shape),
         "budget": {"kind": config.budget.kind, **asdict(budget)},
-        "compute": _compute(shape, setup, flops),
+        "compute": _compute(shape, setup, per_token, flops),
         "memory": {
             "strategy": setup.strategy,
             **_peak(peak),
@@ -108,6 +113,16 @@ def make_plan(config: Config) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _plain(answer)
     return plain
+
+
+def _check_parallel(shape: Shape, setup: Setup) -> None:
+    for key, ranks, name, size in (
+        ("tensor_parallel", setup.tensor_parallel, "attention heads", shape.heads),
+        ("pipeline_parallel", setup.pipeline_parallel, "blocks", shape.layers),
+        ("context_parallel", setup.context_parallel, "tokens of a row", shape.sequence_length),
+    ):
+        if ranks > size:
+            raise ConfigError(f"plan.{key}={ranks}: must be at most the model's {size} {name}")
 
 
 def refusal(plan: dict[str, Any], config: Config) -> str | None:
@@ -148,12 +163,18 @@ def _too_large(plan: dict[str, Any], config: Config) -> str | None:
 
 def _larger_world(config: Config) -> str:
     """On how many times the ranks the most frugal of what is trained would fit."""
-    shape = shape_of(config.model)
-    least = replace(setup_of(config, "fsdp"), micro_batch=1, checkpointing="full")
+    shape, base = shape_of(config.model), setup_of(config)
+    least = replace(setup_of(config, "fsdp"), micro_batch=1, checkpointing="full", offload="none")
     for power in range(1, 11):
         setup = replace(least, world_size=2**power * config.world_size)
-        if memory(shape, setup, config.hardware).verdict == "fits":
-            return f"fits on {setup.world_size} with {' '.join(overrides(setup))}"
+        if memory(shape, setup, config.hardware).verdict == "does not fit":
+            continue
+        words = overrides(setup, base)
+        if config.global_batch % setup.data_parallel:
+            words.append(
+                f"global_batch={math.ceil(config.global_batch / setup.data_parallel) * setup.data_parallel}"
+            )
+        return f"fits on {setup.world_size} with {' '.join(words)}"
     return "more machines do not help, take a smaller model or shorter rows"
 
 
@@ -175,12 +196,12 @@ def _model(shape: Shape) -> dict[str, Any]:
     return {key: value for key, value in sizes.items() if key not in unsaid}
 
 
-def _compute(shape: Shape, setup: Setup, flops: float) -> dict[str, Any]:
+def _compute(shape: Shape, setup: Setup, per_token: float, flops: float) -> dict[str, Any]:
     """FLOPs by the convention that MFU is quoted in, and by the others that papers use."""
     per_row = hoffmann_flops(shape)
     return {
         "flops": flops,
-        "flops_per_token": flops_per_token(shape),
+        "flops_per_token": per_token,
         "recomputed_flops_per_token": recomputed_flops_per_token(shape, setup.checkpointing),
         "flops_per_token_6n": 6 * shape.parameters_active,
         "flops_per_token_hoffmann": per_row.blocks / shape.sequence_length,

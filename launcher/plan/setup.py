@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,13 +79,18 @@ class Setup:
         return self.data_parallel * self.context_parallel
 
     @property
+    def ranks_of_a_node(self) -> int:
+        """Of those that split the states; tensor parallelism takes neighbours first."""
+        return max(1, self.gpus_per_node // (self.tensor_parallel * self.pipeline_parallel))
+
+    @property
     def shards(self) -> int:
         """Ranks that the strategy splits one copy of the states over."""
         match self.strategy:
             case "ddp":
                 return 1
             case "hsdp":
-                return min(self.shard_degree or self.gpus_per_node, self.state_ranks)
+                return self.shard_degree or math.gcd(self.ranks_of_a_node, self.state_ranks)
             case _:
                 return self.state_ranks
 

@@ -57,6 +57,11 @@ class Shape:
         return 2 if self.encoder_layers else 1
 
     @property
+    def tokens_per_row(self) -> int:
+        """Tokens that a row trains on: of an encoder-decoder as many in each of both."""
+        return self.stacks * self.sequence_length
+
+    @property
     def attentions(self) -> int:
         """Attention layers: one per block, and each decoder block's attention to the encoder."""
         return self.layers + (self.layers - self.encoder_layers if self.encoder_layers else 0)

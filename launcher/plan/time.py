@@ -138,7 +138,7 @@ def _micro_batch_seconds(
 ) -> dict[str, float] | None:
     """Forward and backward of one micro batch on one rank; none where the rank's speed is unknown."""
     model_parallel = setup.tensor_parallel * setup.pipeline_parallel
-    tokens = setup.micro_batch * shape.sequence_length / (setup.context_parallel * model_parallel)
+    tokens = setup.micro_batch * shape.tokens_per_row / (setup.context_parallel * model_parallel)
     products, attention = _flops_per_token(shape, setup)
     network = tensor_parallel_seconds(shape, setup, hardware)
     rate = _measured_flops_per_second(setup, hardware, calibration)
@@ -187,6 +187,8 @@ def _measured_flops_per_second(
 def _traffic_bytes_per_token(shape: Shape, setup: Setup) -> float:
     """MOVES x (L b (8h + 4aq + 4f) + 12 V): what blocks and loss would keep, each byte moved so often.
 
+    Of an encoder-decoder the mean over both.
+
     h hidden, a heads of size q, f feed-forward, V vocabulary, b bytes of the compute format (fp8 casts
     from bf16). Without gates 4h + 4aq + 5f. Full checkpointing repeats forward, a third.
     """
@@ -197,7 +199,7 @@ def _traffic_bytes_per_token(shape: Shape, setup: Setup) -> float:
         blocks *= 4 / 3
     if setup.compile:
         blocks *= COMPILED_TRAFFIC
-    return MOVES * (blocks + LOGITS_BYTES[setup.logits] * shape.vocabulary)
+    return MOVES * (blocks + LOGITS_BYTES[setup.logits] * shape.vocabulary) / shape.stacks
 
 
 def _optimizer_seconds(shape: Shape, setup: Setup, hardware: Hardware) -> float:
@@ -240,7 +242,7 @@ def _step(
     calibration: Calibration | None,
 ) -> StepTime:
     seconds = sum(parts.values())
-    tokens = setup.data_parallel * setup.micro_batch * setup.accumulation * shape.sequence_length
+    tokens = setup.data_parallel * setup.micro_batch * setup.accumulation * shape.tokens_per_row
     peak = peak_flops_per_second(hardware, setup.compute)
     achieved = tokens / seconds / setup.world_size
     model = trained_flops_per_token(shape, trained_share(shape, setup))

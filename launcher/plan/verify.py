@@ -17,6 +17,7 @@ def verify(config: Config) -> dict[str, Any]:
     Both are those of an accelerator, whatever the hardware: a trace has no Python runtime in it, and no
     whole model before it is split. Raises ConfigError, one line, when the configuration cannot be traced.
     """
+    config = config.model_copy(update={"compile": False})  # compiled code hides its tensors from a trace
     planned = memory(shape_of(config.model), setup_of(config), Hardware(device_name="traced"))
     traced = ask("trainer.memory_trace", config)
     return {

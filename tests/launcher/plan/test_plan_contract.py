@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -176,28 +175,16 @@ def test_what_fits_or_is_forced_is_not_refused() -> None:
     assert refused("model=llama-7b", "hardware=h100-sxm-80gb", "plan.force=true") is None
 
 
-def test_planning_imports_no_torch_and_takes_less_than_a_second() -> None:
+def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys, time\n"
-        "from configs.compose import compose\n"
-        "config = compose(['hardware=cpu'])\n"
-        "start = time.perf_counter()\n"
-        "from launcher.plan.plan import make_plan\n"
-        "from launcher.plan.table import render\n"
-        "render(make_plan(config))\n"
-        "print(time.perf_counter() - start, *{'torch', 'transformers', 'jax'} & set(sys.modules))\n"
+        "import sys\n"
+        "from launcher.cli import run\n"
+        "run(['plan', 'hardware=cpu'])\n"
+        "print(*{'torch', 'transformers', 'jax', 'matplotlib'} & set(sys.modules), file=sys.stderr)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
-    seconds, *imported = ran.stdout.split()
-    assert imported == []
-    assert float(seconds) < 1
-
-
-def test_a_second_plan_is_instant() -> None:
-    config = compose(ON_H100)
-    start = time.perf_counter()
-    make_plan(config)
-    assert time.perf_counter() - start < 0.1
+    assert ran.returncode == 0
+    assert ran.stderr.strip() == ""
 
 
 @pytest.mark.parametrize(
