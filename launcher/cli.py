@@ -82,6 +82,8 @@ def plan(options: argparse.Namespace) -> int:
     if options.figure:
         from launcher.plan.figure import draw
 
+        if not options.figure.suffix or (options.figure.exists() and not options.figure.is_file()):
+            raise ConfigError(f"--figure={options.figure}: needs a file name that ends in .png, .svg or .pdf")
         try:
             draw(answer, options.figure)
         except (ValueError, OSError) as error:
@@ -254,9 +256,10 @@ def _parser() -> Parser:
 
 
 def _add_plan_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--explain", action="store_true", help="formula and source of every number")
-    verb.add_argument("--verify", action="store_true", help="trace the real model and compare its memory")
-    verb.add_argument("--calibrate", action="store_true", help="measure this machine for later plans")
+    modes = verb.add_mutually_exclusive_group()
+    modes.add_argument("--explain", action="store_true", help="formula and source of every number")
+    modes.add_argument("--verify", action="store_true", help="trace the real model and compare its memory")
+    modes.add_argument("--calibrate", action="store_true", help="measure this machine for later plans")
     verb.add_argument("--figure", type=Path, metavar="FILE", help="draw memory and loss: .png, .svg or .pdf")
 
 
@@ -279,7 +282,7 @@ def _print_answer(answer: dict[str, Any], render: Callable[[dict[str, Any]], Any
     from rich.console import Console
 
     if as_json:
-        print(json.dumps(answer))
+        print(json.dumps(answer, allow_nan=False))
     else:
         Console(highlight=False).print(render(answer))
     return exit_codes.DONE
@@ -320,6 +323,8 @@ def _checked(config: Config) -> tuple[Config, dict[str, Any]]:
     answer = make_plan(config)
     if refused := refusal(answer, config):
         raise ConfigError(refused)
+    if answer["memory"]["verdict"] == "tight":
+        print(f"trainyard: memory is tight: needs {answer['memory']['shortage']}", file=sys.stderr)
     config = with_defaults(config)
     check_unused(run_directory(config))
     return config, answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -56,12 +57,13 @@ def choices(
     global_batch: int,
     hardware: Hardware,
     calibration: Calibration | None = None,
-    strategies: Sequence[Strategy] = SIMPLEST_FIRST,
+    *,
+    trained_only: bool = False,
 ) -> list[Choice]:
     """Every way to train the global batch on the ranks of `base`, whether it fits or not.
 
-    Micro batches are the divisors of a rank's rows, so that accumulation is whole. With only the trained
-    strategies given, offload is left out: it is not trained yet either.
+    Micro batches are the divisors of a rank's rows, so that accumulation is whole.
+    trained_only: strategies that the trainer has, without offload.
     """
     measured = calibration.get("reserved_over_active") if calibration else None
     return [
@@ -70,16 +72,16 @@ def choices(
             memory(shape, setup, hardware, measured),
             step_time(shape, setup, hardware, calibration),
         )
-        for setup in _setups(base, global_batch, strategies)
+        for setup in _setups(base, global_batch, trained_only)
     ]
 
 
-def _setups(base: Setup, global_batch: int, strategies: Sequence[Strategy]) -> Iterator[Setup]:
+def _setups(base: Setup, global_batch: int, trained_only: bool) -> Iterator[Setup]:
     rows = global_batch // base.data_parallel
-    micro_batches = [size for size in _divisors(rows) if size <= LARGEST_MICRO_BATCH]
-    offloads = {} if strategies is TRAINED else OFFLOADS
+    micro_batches = [size for size in range(1, min(rows, LARGEST_MICRO_BATCH) + 1) if rows % size == 0]
+    offloads = {} if trained_only else OFFLOADS
     in_place: tuple[Offload, ...] = ("none",)
-    for strategy in strategies:
+    for strategy in TRAINED if trained_only else SIMPLEST_FIRST:
         for micro_batch in micro_batches:
             for checkpointing in get_args(Checkpointing):
                 for offload in offloads.get(strategy, in_place):
@@ -103,7 +105,8 @@ def _degrees(base: Setup) -> list[int]:
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def best(found: Sequence[Choice]) -> list[Choice]:

@@ -66,6 +66,19 @@ class Memory:
     offloaded: bool
 
     @property
+    def fullness(self) -> float:
+        """What is needed over what there is, on the device or on the host, whichever is fuller."""
+        device = self.device_gib / self.limit_gib
+        return max(device, self.host_gib / self.host_limit_gib) if self.host_limit_gib else device
+
+    @property
+    def shortage(self) -> str:
+        """In words, what is needed and what there is where it is fullest."""
+        if self.fullness > self.device_gib / self.limit_gib:
+            return f"{self.host_gib:.1f} GiB of host memory per node, there are {self.host_limit_gib:.1f}"
+        return f"{self.device_gib:.1f} GiB per rank, there are {self.limit_gib:.1f}"
+
+    @property
     def verdict(self) -> str:
         """does not fit: not even with the errors in its favour; fits: whatever the errors; else tight.
 

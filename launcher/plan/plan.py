@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from configs.schema import Config, ConfigError
-from launcher.plan.advice import SIMPLEST_FIRST, TRAINED, Choice, advise, best, choices, overrides, prices
+from launcher.plan.advice import Choice, advise, best, choices, overrides, prices
 from launcher.plan.assumptions import assumptions
 from launcher.plan.budget import token_budget
 from launcher.plan.calibration import calibrated
@@ -21,7 +21,6 @@ from launcher.plan.flops import (
     recomputed_flops_per_token,
     trained_flops_per_token,
 )
-from launcher.plan.hardware import on_gpu
 from launcher.plan.memory import GIB, Memory, memory, memory_by_strategy
 from launcher.plan.reliability import Reliability, reliability
 from launcher.plan.setup import Setup, setup_of
@@ -43,15 +42,14 @@ def resolve(config: Config, *, trained_only: bool) -> Config:
     shape, calibration = shape_of(config.model), _calibration(config)
     base = setup_of(config, "ddp")
     ranked: list[Choice] = []
-    for strategies in (TRAINED,) if trained_only else (TRAINED, SIMPLEST_FIRST):
-        found = choices(shape, base, config.global_batch, config.hardware, calibration, strategies)
+    for narrow in (True,) if trained_only else (True, False):
+        found = choices(shape, base, config.global_batch, config.hardware, calibration, trained_only=narrow)
         ranked = ranked or best(found)
     if not ranked:
-        closest = min(found, key=lambda choice: choice.memory.device_gib / choice.memory.limit_gib)
+        closest = min(found, key=lambda choice: choice.memory.fullness)
         raise ConfigError(
-            f"sharding=auto: nothing fits {closest.memory.limit_gib:.1f} GiB per "
-            f"{_rank(config)}; closest is {_words(closest.setup)} with {closest.memory.device_gib:.1f} GiB; "
-            "add nodes, or take a smaller model or shorter rows"
+            f"sharding=auto: nothing fits; closest is {_words(closest.setup)}, which needs "
+            f"{closest.memory.shortage}; add nodes, or take a smaller model or shorter rows"
         )
     return _with_setup(config, ranked[0].setup)
 
@@ -143,8 +141,8 @@ def too_fast(plan: dict[str, Any], config: Config) -> str | None:
         return None
     least = flops / peak / 86400
     return (
-        f"plan.deadline_days={days:g}: implies {rate.flops_per_second / 1e12:,.0f} TFLOP/s per GPU, above "
-        f"the peak of {peak / 1e12:,.0f}; at least {least / config.world_size:,.1f} days on these, or "
+        f"plan.deadline_days={days:g}: implies {rate.flops_per_second / 1e12:,.4g} TFLOP/s per GPU, above "
+        f"the peak of {peak / 1e12:,.0f}; at least {least / config.world_size:,.3g} days on these, or "
         f"{least / days:,.0f} GPUs at their peak"
     )
 
@@ -155,10 +153,7 @@ def _too_large(plan: dict[str, Any], config: Config) -> str | None:
         return None
     advised = [choice for choice in plan["advice"] if choice["trained"]]
     change = f"fits: {' '.join(advised[0]['overrides'])}" if advised else _larger_world(config)
-    return (
-        f"micro_batch={config.micro_batch}: needs {peak['device_gib']:.1f} GiB per {_rank(config)}, "
-        f"{config.hardware.name} has {peak['limit_gib']:.1f}; {change}; or plan.force=true"
-    )
+    return f"micro_batch={config.micro_batch}: needs {peak['shortage']}; {change}; or plan.force=true"
 
 
 def _larger_world(config: Config) -> str:
@@ -211,7 +206,7 @@ def _compute(shape: Shape, setup: Setup, per_token: float, flops: float) -> dict
 
 
 def _peak(peak: Memory) -> dict[str, Any]:
-    return asdict(peak) | {"verdict": peak.verdict}
+    return asdict(peak) | {"verdict": peak.verdict, "shortage": peak.shortage}
 
 
 def _rules(parameters: int, ranks: int) -> dict[str, float]:
@@ -258,10 +253,6 @@ def _with_setup(config: Config, setup: Setup) -> Config:
 
 def _words(setup: Setup) -> str:
     return f"{setup.strategy}, micro_batch={setup.micro_batch}, {setup.checkpointing} checkpointing"
-
-
-def _rank(config: Config) -> str:
-    return "GPU" if on_gpu(config.hardware) else "worker"
 
 
 def _plain(value: Any) -> Any:

@@ -74,8 +74,9 @@ def _sizes(plan: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     yield (
         "model",
         Text(
-            f"{model['name']}, {short(model['parameters'])} parameters{of_which}, {model['layers']} x "
-            f"{model['hidden']}, {model['heads']} heads, {model['sequence_length']} tokens per row"
+            f"{_printable(model['name'])}, {short(model['parameters'])} parameters{of_which}, "
+            f"{model['layers']} x {model['hidden']}, {model['heads']} heads, "
+            f"{model['sequence_length']} tokens per row"
         ),
     )
     yield (
@@ -130,6 +131,10 @@ def _needs(plan: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     )
     parts = (f"{name} {gib:.3g}" for name, gib in memory["components_gib"].items() if gib)
     yield "", Text(f"fullest at {memory['regime']}: {', '.join(parts)}", style="dim")
+    if memory["offloaded"]:
+        there = memory["host_limit_gib"]
+        of = f" of {there:.0f}" if there else ", of an unknown size (hardware.host_memory_gib)"
+        yield "", Text(f"host memory {memory['host_gib']:.0f}{of} GiB per node")
     yield (
         "strategies",
         Text("; ").join(
@@ -190,7 +195,7 @@ def _published(plan: dict[str, Any]) -> Table:
     """Parameters and tokens of published models, with the verdict of 20 tokens per parameter."""
     table = Table("model", "parameters", "tokens", "per parameter", "verdict", box=box.SIMPLE_HEAD)
     budget = plan["budget"]
-    own = (plan["model"]["name"] + " (this run)", budget["parameters"], budget["tokens"])
+    own = (f"{_printable(plan['model']['name'])} (this run)", budget["parameters"], budget["tokens"])
     for name, parameters, tokens in (
         own,
         *((entry.name, entry.parameters, entry.tokens) for entry in catalogue() if entry.tokens),
@@ -204,6 +209,11 @@ def _published(plan: dict[str, Any]) -> Table:
             Text(verdict, style=VERDICT_STYLES[verdict]),
         )
     return table
+
+
+def _printable(name: str) -> str:
+    """Without what would speak to the terminal: a directory may have any name."""
+    return "".join(letter for letter in name if letter.isprintable())
 
 
 def _judged(text: str, verdict: str) -> Text:

@@ -120,8 +120,23 @@ def test_when_nothing_fits_the_line_names_what_comes_closest() -> None:
     with pytest.raises(ConfigError) as caught:
         automatic("model=llama-65b", "hardware=h100-sxm-80gb", trained_only=True)
     line = str(caught.value)
-    assert line.startswith("sharding=auto: nothing fits 79.1 GiB per GPU; closest is ")
+    assert line.startswith("sharding=auto: nothing fits; closest is ")
     assert "micro_batch=1" in line
+    assert "GiB per rank, there are 79.1; add nodes" in line
+
+
+def test_a_host_that_is_too_small_is_named_as_the_reason() -> None:
+    options = ("model=llama-3.1-405b", *ON_8_H100, "global_batch=64", "hardware.host_memory_gib=2000")
+    with pytest.raises(ConfigError, match=r"GiB of host memory per node, there are 2000\.0"):
+        automatic(*options)
+    unknown = plan("model=llama-7b", "hardware=rtx4090-24gb", "sharding=zero3_offload", "micro_batch=1")
+    assert unknown["memory"]["verdict"] == "tight"
+
+
+def test_a_huge_batch_is_searched_as_fast_as_a_small_one() -> None:
+    config = compose(["model=llama-20m", "hardware=h100-sxm-80gb", "sharding=ddp", "global_batch=134217728"])
+    found = choices(shape_of(config.model), setup_of(config), config.global_batch, config.hardware)
+    assert max(choice.setup.micro_batch for choice in found) == 256
 
 
 def test_constraints_have_prices() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from configs.schema import ConfigError
 from launcher.plan.not_yet import not_trained
 from launcher.plan.plan import make_plan, refusal
 from launcher.plan.setup import STRATEGIES
-from launcher.plan.table import render
+from launcher.plan.table import render, render_explained
 from launcher.words import short
 
 ON_H100 = [
@@ -117,7 +118,7 @@ def test_what_does_not_fit_is_refused_in_one_line_that_says_what_to_type() -> No
     assert line is not None
     assert "\n" not in line
     assert line.startswith("micro_batch=32: needs ")
-    assert "h100-sxm-80gb has 79.1; fits: sharding=" in line
+    assert "GiB per rank, there are 79.1; fits: sharding=" in line
     assert line.endswith("; or plan.force=true")
     typed = line.split("fits: ")[1].removesuffix("; or plan.force=true").split()
     assert refused(*options, *typed) is None
@@ -202,3 +203,22 @@ def test_the_table_tells_people_the_essentials(overrides: list[str]) -> None:
         made["world"]["hardware"],
     ):
         assert text in screen.getvalue()
+
+
+def test_a_directory_cannot_speak_to_the_terminal_through_its_name(tmp_path: Path) -> None:
+    directory = tmp_path / "model\x1b[31m"
+    directory.mkdir()
+    sizes = {
+        "model_type": "gpt2",
+        "n_layer": 2,
+        "n_embd": 64,
+        "n_head": 4,
+        "vocab_size": 320,
+        "n_positions": 64,
+    }
+    (directory / "config.json").write_text(json.dumps(sizes))
+    made = plan("model=hf", f"model.path='{directory}'", "model.sequence_length=64")
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(render(made), render_explained(made))
+    assert "model[31m" in screen.getvalue()
+    assert "\x1b" not in screen.getvalue()
