@@ -37,9 +37,9 @@ active ones are 1.19 to 1.24 eager and 1.10 to 1.15 compiled. A nearly full devi
 allocator fails it gives its cache back."""
 OUTSIDE_GIB, OUTSIDE_ALONE_GIB = Estimate(1.5, 2.0, 2.5), Estimate(0.5, 0.7, 0.9)
 """CUDA context with NCCL's buffers, and without on a single GPU."""
-RESIDENT = Estimate(0.95, 1.1, 1.3)
+RESIDENT = Estimate(1.0, 1.15, 1.35)
 """Resident over active bytes on CPU, measured on Linux with glibc, which keeps freed blocks."""
-RUNTIME_GIB = 0.6
+RUNTIME_GIB = 0.42
 """Python and torch, which the resident memory of a worker contains."""
 UNTRACED_STRATEGIES = ("zero1", "zero2", "zero3")
 

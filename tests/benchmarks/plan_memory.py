@@ -1,4 +1,4 @@
-"""The plan's memory against that of real runs on this machine: planned device_gib, measured resident peak.
+"""The plan's memory against that of real runs on this machine: planned GiB, measured resident peak.
 
     python tests/benchmarks/plan_memory.py
 
@@ -57,22 +57,24 @@ def measured_gib(site: Site, run: str, directory: Path) -> float:
 
 
 def main() -> None:
-    print("| run | planned GiB | interval | measured GiB | ratio | giving back | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    print("| run | active, planned | giving back | ratio | resident, planned | interval | measured | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as root:
         site = Site.create(Path(root))
         for number, run in enumerate(RUNS):
             directory = Path(root) / f"run-{number}"
             measured = measured_gib(site, run, directory)
             memory = json.loads((directory / "plan.json").read_text())["memory"]
-            planned, (low, high) = memory["device_gib"], memory["device_interval_gib"]
+            active, planned = memory["active_gib"], memory["device_gib"]
+            low, high = memory["device_interval_gib"]
             # glibc keeps freed memory of up to 32 MiB a piece for itself, unless told to give it back.
             os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**20))
             returned = measured_gib(site, run, Path(root) / f"returning-{number}")
             for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
                 del os.environ[name]
-            cells = f"{planned:.2f} | {low:.2f} to {high:.2f} | {measured:.2f} | {planned / measured:.3f}"
-            print(f"| {run} | {cells} | {returned:.2f} | {planned / returned:.3f} |", flush=True)
+            first = f"{active:.2f} | {returned:.2f} | {active / returned:.3f}"
+            second = f"{planned:.2f} | {low:.2f} to {high:.2f} | {measured:.2f} | {planned / measured:.3f}"
+            print(f"| {run} | {first} | {second} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def test_offloading_more_than_the_host_has_does_not_fit() -> None:
 
 
 def test_every_worker_starts_with_the_whole_model_in_host_memory() -> None:
-    assert peak(ON_64).host_start_gib == pytest.approx(8 * (0.6 + 4 * N / GIB))
+    assert peak(ON_64).host_start_gib == pytest.approx(8 * (0.42 + 4 * N / GIB))
 
 
 def test_a_gpu_needs_more_than_its_active_bytes() -> None:
@@ -273,14 +273,14 @@ def test_a_worker_on_cpu_has_its_share_of_this_machine_and_carries_the_runtime()
     alone = peak(ON_8, hardware=CPU, gpus_per_node=1)
     shared = peak(ON_8, hardware=CPU, gpus_per_node=4)
     assert alone.limit_gib == pytest.approx(4 * shared.limit_gib)
-    assert alone.components_gib["runtime"] == 0.6
-    assert alone.device_gib == alone.reserved_gib == pytest.approx(1.1 * alone.active_gib)
+    assert alone.components_gib["runtime"] == 0.42
+    assert alone.device_gib == alone.reserved_gib == pytest.approx(1.15 * alone.active_gib)
 
 
 def test_a_worker_on_cpu_starts_with_the_whole_model() -> None:
     planned = peak(ON_64, hardware=CPU, checkpointing="full")
     assert planned.regime == "start"
-    assert planned.active_gib == pytest.approx(4 * N / GIB + 0.6)
+    assert planned.active_gib == pytest.approx(4 * N / GIB + 0.42)
 
 
 def test_all_strategies_are_compared_on_the_same_setup() -> None:
