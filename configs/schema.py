@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from configs.machines import Cluster, Hardware, PeakTflops, PlanOptions
-from configs.section import ConfigError, Fraction, Name, Paths, Section, Size, Text
+from configs.section import ConfigError, Fraction, Name, Paths, Quantity, Section, Size, Text, Tokens
 
 __all__ = ["Cluster", "Config", "ConfigError", "Hardware", "PeakTflops", "PlanOptions"]
 
@@ -53,7 +53,7 @@ class Model(Section):
     lora_rank: Size | None = None
     """Rank of LoRA adapters on the query and value projections, everything else frozen; none trains all
     weights. Planned, not trained yet."""
-    frozen_blocks: NonNegativeInt = 0
+    frozen_blocks: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """First transformer blocks that are not trained. Planned, not trained yet."""
 
     @model_validator(mode="after")
@@ -89,6 +89,10 @@ class Model(Section):
             raise ValueError(f"model.kv_heads={self.kv_heads}: must divide model.heads={self.heads}")
         if self.family == "gpt2" and self.kv_heads not in (None, self.heads):
             raise ValueError(f"model.kv_heads={self.kv_heads}: family gpt2 has one per head ({self.heads})")
+        for key, most in (("frozen_blocks", "layers"), ("lora_rank", "hidden")):
+            value, limit = getattr(self, key), getattr(self, most)
+            if value is not None and value > limit:
+                raise ValueError(f"model.{key}={value}: must be at most model.{most}={limit}")
         return self
 
 
@@ -97,27 +101,27 @@ class Budget(Section):
 
     kind: Literal["chinchilla", "tokens", "flops", "epochs", "gpu_hours", "usd", "days"]
     """Which of the amounts below holds."""
-    tokens_per_parameter: PositiveFloat = 20.0
+    tokens_per_parameter: Annotated[float, Field(gt=0, le=1e7)] = 20.0
     """Tokens per model parameter; kind chinchilla (Hoffmann et al. 2022)."""
     law: Literal["rule", "besiroglu", "hoffmann"] = "rule"
     """What compute-optimal means: rule is 20 tokens per parameter; besiroglu and hoffmann are the
     parametric laws of Besiroglu et al. 2024 and Hoffmann et al. 2022, with unrounded constants."""
-    tokens: PositiveInt | None = None
+    tokens: Tokens | None = None
     """Target tokens; kind tokens."""
-    flops: PositiveFloat | None = None
+    flops: Annotated[float, Field(gt=0, le=1e32)] | None = None
     """Training FLOPs C; tokens = C / (6 N); kind flops."""
-    epochs: PositiveFloat | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Passes over the corpus with the largest weight; kind epochs."""
-    gpu_hours: PositiveFloat | None = None
+    gpu_hours: Annotated[float, Field(gt=0, le=1e13)] | None = None
     """Accelerator-hours of the whole run at the planned speed; kind gpu_hours."""
-    usd: PositiveFloat | None = None
+    usd: Annotated[float, Field(gt=0, le=1e13)] | None = None
     """US dollars at hardware.usd_per_hour and the planned speed; kind usd."""
-    days: PositiveFloat | None = None
+    days: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Days on the configured machines at the planned speed; kind days."""
-    unique_tokens: PositiveInt | None = None
+    unique_tokens: Tokens | None = None
     """Different tokens there are to train on; what exceeds them are repeats, worth less
     (Muennighoff et al. 2023). None means no limit is known."""
-    parent_tokens: PositiveInt | None = None
+    parent_tokens: Tokens | None = None
     """Tokens the parent model was trained on; compares continuing with training anew on both."""
 
     @model_validator(mode="after")
@@ -139,7 +143,7 @@ class Corpus(Section):
     none means that the corpus is only evaluated."""
     validation: Paths = None
     """Held-out shards, in the same forms; none means no evaluation on this corpus."""
-    weight: PositiveFloat = 1.0
+    weight: Annotated[float, Field(ge=1e-9, le=1e15)] = 1.0
     """Share of rows drawn from this corpus, relative to the other corpora."""
     text_field: Text = "text"
     """Field of a document that holds its text."""
@@ -150,11 +154,11 @@ class Data(Section):
 
     corpora: dict[Name, Corpus]
     """Corpora by name; at least one has train shards."""
-    lanes: PositiveInt = 16
+    lanes: Size = 16
     """Independent streams the rows are dealt from; part of the order, so fixed for a run."""
-    shuffle_window: PositiveInt = 256
+    shuffle_window: Size = 256
     """Documents that are shuffled as one block."""
-    prefetch_batches: PositiveInt = 4
+    prefetch_batches: Size = 4
     """Batches a rank prepares ahead of the loop."""
     on_corrupt: Literal["skip", "fail"] = "skip"
     """What a damaged document or shard does: skip it with an event, or end the run."""
@@ -184,20 +188,20 @@ class Sharding(Section):
     then weights; fsdp (FSDP2) splits all three; fsdp_grad_op keeps gathered weights after forward; hsdp
     splits within groups of shard_degree ranks and replicates across them; auto lets the plan choose.
     ddp, fsdp and fsdp_grad_op are trained, the others are planned."""
-    shard_degree: PositiveInt | None = None
+    shard_degree: Size | None = None
     """Ranks that one copy of the states is split over; strategy hsdp; none means those of a node."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """States kept in host memory: the optimizer's, or weights and gradients as well. Planned, not trained
     yet."""
-    bucket_mib: PositiveFloat = 25.0
+    bucket_mib: Quantity = 25.0
     """Size of a gradient bucket in MiB; strategy ddp."""
     reshard_after_forward: bool = True
     """Free gathered parameters between forward and backward; strategy fsdp."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format in which gradients are summed; strategy fsdp."""
-    prefetch_parameters: NonNegativeFloat = 5e7
+    prefetch_parameters: Annotated[float, Field(ge=0, le=1e15)] = 5e7
     """Parameters gathered ahead of their use; strategy zero3."""
-    live_parameters: NonNegativeFloat = 1e9
+    live_parameters: Annotated[float, Field(ge=0, le=1e15)] = 1e9
     """Most gathered parameters that are kept for reuse; strategy zero3."""
 
     @model_validator(mode="after")
@@ -272,20 +276,20 @@ class Schedule(Section):
 class Checkpoint(Section):
     """When the state of a run is saved, and how much of it is kept."""
 
-    every_steps: PositiveInt | None = None
+    every_steps: Size | None = None
     """Steps between checkpoints; none means by time only."""
-    every_minutes: PositiveFloat | None = 30.0
+    every_minutes: Annotated[float, Field(gt=0, le=1e7)] | None = 30.0
     """Minutes between checkpoints; none means by steps only."""
-    keep_last: PositiveInt = 3
+    keep_last: Size = 3
     """Newest checkpoints that stay on disk."""
 
 
 class Evaluation(Section):
     """Perplexity on each corpus's validation shards."""
 
-    every_steps: PositiveInt | None = None
+    every_steps: Size | None = None
     """Steps between evaluations; the first and the last step are always evaluated."""
-    rows: PositiveInt = 256
+    rows: Size = 256
     """Most rows read per corpus."""
 
 
@@ -331,20 +335,20 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
     plan: PlanOptions = PlanOptions()
-    nodes: PositiveInt = 1
+    nodes: Annotated[int, Field(gt=0, le=10**6)] = 1
     """Machines."""
-    gpus_per_node: PositiveInt = 1
+    gpus_per_node: Annotated[int, Field(gt=0, le=10**4)] = 1
     """Workers per machine, one per GPU; also counts workers on a machine without GPUs."""
-    global_batch: PositiveInt
+    global_batch: Size
     """Sequences per optimizer step over all ranks."""
-    micro_batch: PositiveInt
+    micro_batch: Size
     """Sequences per forward pass on one rank."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass recomputes of a block: nothing; all but attention and every second matrix
     product; or everything."""
     compile: bool = False
     """Compile each transformer block with torch.compile."""
-    log_every_steps: PositiveInt = 10
+    log_every_steps: Size = 10
     """Steps between rows of metrics.jsonl."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, of dropout and of the data order."""

@@ -31,6 +31,9 @@ def _as_list(value: Any) -> Any:
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0, lt=2**31)]
+Tokens = Annotated[int, Field(gt=0, le=10**18)]
+Quantity = Annotated[float, Field(ge=1e-3, le=1e7)]
+"""Of what machines have, in the units of its key; what is computed from it stays finite."""
 Text = Annotated[str, Field(min_length=1)]
 Paths = Annotated[Annotated[list[Text], Field(min_length=1)] | None, BeforeValidator(_as_list)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]

@@ -116,7 +116,7 @@ def block_activation_bytes(
     trained: bool = True,
     decoder: bool = True,
 ) -> float:
-    """Bytes that one block keeps, with the setup's checkpointing unless told.
+    """Bytes that one block keeps, with the setup's checkpointing unless told: then the mean of all blocks.
 
     none:       the formula above; of experts, F and 2bh for each expert of a token; with tensor parallelism
                 the gathered inputs of attention and feed-forward.
@@ -126,6 +126,10 @@ def block_activation_bytes(
     Under autocast the residual stream is fp32. decoder: whether an encoder-decoder's block attends
     to the encoder.
     """
+    if checkpointing is None and setup.checkpointed_every > 1:
+        whole = block_activation_bytes(shape, setup, "none", trained=trained, decoder=decoder)
+        less = block_activation_bytes(shape, setup, setup.checkpointing, trained=trained, decoder=decoder)
+        return whole + (less - whole) / setup.checkpointed_every
     tokens, h = tokens_of(shape, setup), shape.hidden
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     b = setup.compute_bytes

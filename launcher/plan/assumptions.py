@@ -36,7 +36,10 @@ def assumptions(config: Config, budget: TokenBudget, step: StepTime) -> dict[str
     if step.calibrated:
         said["time"] = f"Speed as calibrated on this machine, within {CALIBRATED_ERROR:.0%}."
     elif on_gpu(hardware):
-        said["time"] = f"Speed as others measured it, within {TYPICAL_ERROR:.0%} in 19 of 20 published steps."
+        said["time"] = (
+            f"Fitted to llm-foundry's A100 and H100 runs, 19 of 20 within {TYPICAL_ERROR:.0%}; other cards, "
+            "networks and trainers differ more."
+        )
     else:
         said["time"] = (
             "Speed from a float32 matrix product timed on this machine, in parallel on all its cores, "

@@ -17,6 +17,7 @@ from launcher.plan.shape import Shape
 TOKENS_PER_BYTE = {".gz": 0.74, ".zst": 0.74, ".parquet": 0.45}
 """Compressed English web text; any other file is plain. Parquet as snappy, its usual codec."""
 TOKENS_PER_PLAIN_BYTE = 0.24
+MOST_TOKENS = 10**18
 BALANCED = 1.1
 """How many times more or fewer tokens than optimal are still balanced."""
 
@@ -81,6 +82,10 @@ def token_budget(shape: Shape, config: Config, tokens_per_gpu_hour: float | None
     n, budget = law_parameters(shape), config.budget
     tokens, estimate = _tokens(shape, config, tokens_per_gpu_hour)
     tokens = max(tokens, 1)
+    if tokens > MOST_TOKENS:
+        raise ConfigError(
+            f"budget={budget.kind}: comes to {tokens:.3g} tokens, at most {MOST_TOKENS:.0e} are allowed"
+        )
     unique, epochs = float(budget.unique_tokens or tokens), budget.epochs
     if budget.unique_tokens is not None:
         epochs = tokens / budget.unique_tokens

@@ -64,14 +64,34 @@ def calibrated(hardware_name: str, compute: str, workers: int | None = None) -> 
     workers: of the planned machine. The workers of a machine without GPUs share it, so that one of twice as
     many is half as fast; none means as many as were measured.
     """
-    found = _stored().get(_key(hardware_name, compute))
-    entry: Calibration = found if isinstance(found, dict) else {}
-    rate = entry.get("flops_per_second")
-    if not isinstance(rate, int | float) or not rate > 0:
+    stored, key = _stored(), _key(hardware_name, compute)
+    if key not in stored:
+        return None
+    entry: Calibration = stored[key]
+    if not _sound(entry):
+        _say_damaged()
         return None
     if entry.get("shared") and workers:
-        return entry | {"flops_per_second": rate * entry.get("workers", workers) / workers}
+        rate, measured_workers = entry["flops_per_second"], entry.get("workers", workers)
+        return entry | {"flops_per_second": rate * measured_workers / workers}
     return entry
+
+
+def _sound(entry: Any) -> bool:
+    """Whether an entry holds what plans compute with, within what a machine can reach."""
+    if not isinstance(entry, dict):
+        return False
+    reserved, workers = entry.get("reserved_over_active"), entry.get("workers", 1)
+    return (
+        _within(entry.get("flops_per_second"), 1, 1e19)
+        and (reserved is None or _within(reserved, 1, 3))
+        and type(workers) is int
+        and 1 <= workers < 2**31
+    )
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= value <= high  # NaN is not, and True is no number
 
 
 def _key(hardware_name: str, compute: str) -> str:
@@ -85,18 +105,29 @@ def _stored() -> dict[str, Any]:
         found = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        print(f"trainyard: {file}: damaged, plans go without it; plan --calibrate writes it", file=sys.stderr)
+        _say_damaged()
         return {}
     return found
+
+
+def _say_damaged() -> None:
+    file = calibration_file()
+    print(f"trainyard: {file}: damaged, plans go without it; plan --calibrate writes it", file=sys.stderr)
 
 
 def _store(key: str, calibration: Calibration) -> None:
     """Add to the file, which is replaced whole and readable by its owner only."""
     file = calibration_file()
+    text = json.dumps(_stored() | {key: calibration}, indent=2)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:  # made with mode 0600
-        json.dump(_stored() | {key: calibration}, new, indent=2)
-    os.replace(new.name, file)
+        try:
+            new.write(text)
+            new.flush()
+            os.replace(new.name, file)
+        except BaseException:
+            os.unlink(new.name)
+            raise

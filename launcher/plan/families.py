@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from launcher.plan.parameters import Architecture, Experts
-from launcher.plan.pretrained import ConfigFile
+from launcher.plan.pretrained import ConfigFile, routed_experts
 
 
 class Key(NamedTuple):
@@ -21,6 +21,7 @@ class Key(NamedTuple):
     default: bool = False
 
 
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 ATTENTION_BIAS = Key("attention_bias")
 
 
@@ -29,6 +30,8 @@ class Family:
     """Switches of an architecture, named as in Architecture; a Key leaves one to config.json."""
 
     gated: bool = True
+    grouped: bool = True
+    """Whether config.json may give key and value heads."""
     tied: bool = False
     """What it means to leave tie_word_embeddings out."""
     norm: int = 1
@@ -60,7 +63,7 @@ def architecture_of(config: ConfigFile) -> Architecture | None:
         return config.flag(*value) if isinstance(value, Key) else value
 
     layers, hidden, heads = layers_of(config), hidden_of(config), heads_of(config)
-    kv_heads = config.size("num_key_value_heads", default=heads)
+    kv_heads = config.size("num_key_value_heads", default=heads) if family.grouped else heads
     head_dim = config.size("head_dim", default=family.head_dim or hidden // heads)
     normed = {"none": 0, "head": 2 * head_dim, "width": (heads + kv_heads) * head_dim}
     positions = 0
@@ -89,7 +92,12 @@ def architecture_of(config: ConfigFile) -> Architecture | None:
         query_key_norm=normed[family.query_key_norm],
         positions=positions,
     )
-    return family.adapt(config, architecture) if family.adapt else architecture
+    if family.adapt:
+        architecture = family.adapt(config, architecture)
+    if architecture.heads % architecture.kv_heads:
+        key = next(key for key in KV_HEADS if config.values.get(key) == architecture.kv_heads)
+        raise config.wrong(key, architecture.kv_heads, f"must divide the {heads} heads")
+    return architecture
 
 
 def layers_of(config: ConfigFile) -> int:
@@ -116,7 +124,7 @@ def _mixtral(config: ConfigFile, plain: Architecture) -> Architecture:
         plain,
         experts=Experts(
             number=number,
-            per_token=config.size("num_experts_per_tok"),
+            per_token=routed_experts(config, number),
             ffn=plain.ffn,
             blocks=plain.layers,
             other=number * plain.hidden,
@@ -127,16 +135,17 @@ def _mixtral(config: ConfigFile, plain: Architecture) -> Architecture:
 def _qwen_moe(config: ConfigFile, plain: Architecture) -> Architecture:
     """Mixtures in every decoder_sparse_step-th block but mlp_only_layers; Qwen2's share a gated expert."""
     number = config.size("num_experts", "num_local_experts")
-    step, dense = config.size("decoder_sparse_step", default=1), config.values.get("mlp_only_layers") or ()
+    step = config.size("decoder_sparse_step", default=1)
+    dense = {i for i in config.indices("mlp_only_layers") if i < plain.layers and (i + 1) % step == 0}
     qwen2 = config.model_type == "qwen2_moe"
     shared = config.size("shared_expert_intermediate_size") if qwen2 else 0
     return replace(
         plain,
         experts=Experts(
             number=number,
-            per_token=config.size("num_experts_per_tok"),
+            per_token=routed_experts(config, number),
             ffn=config.size("moe_intermediate_size"),
-            blocks=sum((i + 1) % step == 0 and i not in dense for i in range(plain.layers)),
+            blocks=plain.layers // step - len(dense),
             shared_ffn=shared,
             other=(number + qwen2) * plain.hidden,
         ),
@@ -158,6 +167,8 @@ def _deepseek(config: ConfigFile, plain: Architecture) -> Architecture:
     output = heads * value * h + bias * h
     number, ffn = config.size("n_routed_experts"), config.size("moe_intermediate_size")
     dense = config.count("first_k_dense_replace")
+    if dense > plain.layers:
+        raise config.wrong("first_k_dense_replace", dense, f"must be at most the {plain.layers} blocks")
     return replace(
         plain,
         attention=(queries if query_rank else h * width) + keys_values + output,
@@ -165,7 +176,7 @@ def _deepseek(config: ConfigFile, plain: Architecture) -> Architecture:
         head_dim=(content + rotary + value) // 2,
         experts=Experts(
             number=number,
-            per_token=config.size("num_experts_per_tok"),
+            per_token=routed_experts(config, number),
             ffn=ffn,
             blocks=plain.layers - dense,
             shared_ffn=config.count("n_shared_experts") * ffn,
@@ -185,7 +196,7 @@ def _gpt_oss(config: ConfigFile, plain: Architecture) -> Architecture:
 def _falcon(config: ConfigFile, plain: Architecture) -> Architecture:
     """One key-value head in the 7B, groups in the new architecture; parallel blocks need one norm."""
     grouped = config.flag("new_decoder_architecture")
-    kv_heads = config.size("num_kv_heads", "n_head_kv", default=plain.heads)
+    kv_heads = config.size(*KV_HEADS[1:], default=plain.heads)
     if not grouped and config.flag("multi_query", True):
         kv_heads = 1
     two = grouped and config.size("num_ln_in_parallel_attn", default=2) == 2
@@ -258,11 +269,20 @@ LLAMA = Family(qkv_bias=ATTENTION_BIAS, output_bias=ATTENTION_BIAS, mlp_bias=Key
 ATTENTION_BIASED = Family(qkv_bias=ATTENTION_BIAS, output_bias=ATTENTION_BIAS)
 GLM = Family(qkv_bias=Key("attention_bias", True), head_dim=128, fused_gate=True)
 GEMMA = replace(ATTENTION_BIASED, tied=True, head_dim=256)
-GPT = Family(gated=False, norm=2, tied=True, qkv_bias=True, output_bias=True, mlp_bias=True, fused_qkv=True)
+GPT = Family(
+    gated=False,
+    grouped=False,
+    norm=2,
+    tied=True,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    fused_qkv=True,
+)
 GPTJ = replace(GPT, tied=False, norms=1, qkv_bias=False, output_bias=False, head_bias=True, fused_qkv=False)
 BERT = replace(GPT, fused_qkv=False, outer_norms=2, head_bias=True, learned_positions=0, adapt=_bert)
-T5 = Family(outer_norms=2, adapt=_t5)
-DEEPSEEK = Family(adapt=_deepseek)
+T5 = Family(grouped=False, outer_norms=2, adapt=_t5)
+DEEPSEEK = Family(grouped=False, adapt=_deepseek)
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
@@ -304,7 +324,15 @@ FAMILIES: dict[str, Family] = {
         output_bias=Key("use_bias", True),
         mlp_bias=Key("use_bias", True),
     ),
-    "phi": replace(GPT, tied=False, norms=1, head_bias=True, fused_qkv=False, adapt=_optional_query_key_norm),
+    "phi": replace(
+        GPT,
+        grouped=True,
+        tied=False,
+        norms=1,
+        head_bias=True,
+        fused_qkv=False,
+        adapt=_optional_query_key_norm,
+    ),
     "gpt2": replace(GPT, learned_positions=0),
     "gpt_bigcode": replace(GPT, learned_positions=0, adapt=_gpt_bigcode),
     "gpt_neo": replace(GPT, qkv_bias=False, fused_qkv=False, learned_positions=0),

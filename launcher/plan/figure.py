@@ -44,17 +44,14 @@ def _memory(axes: Any, memory: dict[str, Any]) -> None:
     ]
     axes.bar(names, sizes, yerr=errors, color=[COLOURS[peak["verdict"]] for peak in peaks], ecolor=INK)
     axes.axhline(memory["limit_gib"], color=INK, linestyle="--", linewidth=1)
-    axes.annotate(
-        f"limit {memory['limit_gib']:.1f} GiB",
-        (1, memory["limit_gib"]),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-    )
     if max(sizes) > 8 * memory["limit_gib"]:
         axes.set_yscale("log")
     axes.set_ylabel("peak per rank, GiB")
-    axes.set_title(f"Memory by strategy; chosen: {memory['strategy']}", loc="left", fontsize=10)
+    axes.set_title(
+        f"Memory by strategy, limit {memory['limit_gib']:.1f} GiB (dashed); chosen: {memory['strategy']}",
+        loc="left",
+        fontsize=10,
+    )
     axes.tick_params(axis="x", rotation=20)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -18,6 +18,10 @@ LOOKED_UP = re.compile(
     r"(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|embed_positions|wpe)\.weight$"
 )
 BUFFERS = ("inv_freq", "masked_bias")
+LARGEST_TENSOR = 2**48
+"""Weights; a hundred times all of the largest models."""
+LONGEST_SHOWN = 60
+"""Characters of a wrong value."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,10 @@ class ConfigFile:
         """The first of several spellings of a size. Raises ConfigError without any."""
         found = next((self.values[key] for key in keys if self.values.get(key) is not None), default)
         if found is None:
-            raise ConfigError(f"model.path={self.path}: config.json lacks {' or '.join(keys)}")
+            raise ConfigError(f"model.path={self.path}: config.json {self._lacks(keys)}")
         if type(found) is not int or not 0 < found < 2**31:
-            raise ConfigError(
-                f"model.path={self.path}: config.json has {keys[0]}={found}, must be a size above 0"
-            )
+            given = next((key for key in keys if self.values.get(key) is not None), keys[0])
+            raise self.wrong(given, found, f"must be a whole number from 1 to {2**31 - 1}")
         return found
 
     def count(self, *keys: str, default: int = 0) -> int:
@@ -48,9 +51,33 @@ class ConfigFile:
         return self.size(*keys) if any(self.values.get(key) for key in keys) else default
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """A switch; null means the default."""
+        """A switch; null means the default. Raises ConfigError for what is neither true nor false."""
         value = self.values.get(key)
-        return default if value is None else bool(value)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "must be true or false")
+        return value
+
+    def indices(self, key: str) -> set[int]:
+        """A list of blocks, the first is 0; null means none. Raises ConfigError for anything else."""
+        value = self.values.get(key)
+        if value is None:
+            return set()
+        if not isinstance(value, list) or any(type(index) is not int or index < 0 for index in value):
+            raise self.wrong(key, value, "must be a list of whole numbers from 0")
+        return set(value)
+
+    def wrong(self, key: str, value: Any, allowed: str) -> ConfigError:
+        """The one line that refuses a value of config.json, which may be of any length."""
+        text = str(value)
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        return ConfigError(f"model.path={self.path}: config.json has {key}={shown}, {allowed}")
+
+    def _lacks(self, keys: tuple[str, ...]) -> str:
+        if isinstance(self.values.get("text_config"), dict):
+            return f"lacks {keys[0]}: a multimodal model, give the directory of its text model"
+        return f"lacks {' or '.join(keys)}"
 
 
 def read_config(path: str) -> ConfigFile:
@@ -60,7 +87,7 @@ def read_config(path: str) -> ConfigFile:
     if not file.is_file():
         raise ConfigError(f"model.path={path}: no config.json there, give a Hugging Face model directory")
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"model.path={path}: config.json is not readable: {first_line(error)}") from None
     if not isinstance(values, dict):
@@ -80,9 +107,23 @@ def stored_parameters(config: ConfigFile, *, head: int) -> Parameters:
     idle = 0
     if experts:
         number = config.size("num_local_experts", "num_experts", "n_routed_experts")
-        idle = experts - experts * config.size("num_experts_per_tok") // number
+        idle = experts - experts * routed_experts(config, number) // number
     embedding = sum(count for name, count in tensors.items() if LOOKED_UP.search(name))
+    outside = embedding + (0 if config.flag("tie_word_embeddings", True) else head)
+    if total - idle <= max(outside, head):
+        raise ConfigError(
+            f"model.path={config.path}: its safetensors hold {total:,} weights, fewer than the tables that "
+            "vocab_size and hidden_size in config.json describe"
+        )
     return Parameters(total, total - idle, embedding, head)
+
+
+def routed_experts(config: ConfigFile, number: int) -> int:
+    """Experts, of so many, that a token is sent to. Raises ConfigError for more than there are."""
+    found = config.size("num_experts_per_tok")
+    if found > number:
+        raise config.wrong("num_experts_per_tok", found, f"must be at most the {number} experts")
+    return found
 
 
 def _tensor_sizes(path: str) -> dict[str, int]:
@@ -102,7 +143,7 @@ def _tensor_sizes(path: str) -> dict[str, int]:
                 if not isinstance(header, dict):
                     raise ValueError("the header is not an object")
             sizes |= {
-                name: math.prod(tensor["shape"])
+                name: _weights(name, tensor["shape"])
                 for name, tensor in header.items()
                 if name != "__metadata__"
                 and tensor["dtype"].startswith(("F", "BF"))
@@ -116,6 +157,14 @@ def _tensor_sizes(path: str) -> dict[str, int]:
             "give a directory with model*.safetensors"
         )
     return sizes
+
+
+def _weights(name: str, shape: list[int]) -> int:
+    """Raises ValueError for a shape that no tensor has."""
+    weights = math.prod(shape) if all(type(size) is int and size >= 0 for size in shape) else -1
+    if not 0 <= weights < LARGEST_TENSOR:
+        raise ValueError(f"{name[:LONGEST_SHOWN]} has shape {str(shape)[:LONGEST_SHOWN]}")
+    return weights
 
 
 def _download(path: str) -> Path:

@@ -34,6 +34,8 @@ class Setup:
     pipeline_parallel: int = 1
     context_parallel: int = 1
     checkpointing: Checkpointing = "none"
+    checkpointed_every: int = 1
+    """Of how many blocks one is checkpointed, the last; the others keep everything. Memory only."""
     compute: Format = "bf16"
     weights: Literal["fp32", "bf16"] = "fp32"
     """Format of stored weights, gradients and moments."""

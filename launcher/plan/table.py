@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,7 +104,7 @@ def _sizes(plan: dict[str, Any]) -> Iterator[tuple[str, Text]]:
         "",
         Text(
             f"best spent on {short(best['parameters'], 3)} parameters and {short(best['tokens'], 3)} tokens; "
-            f"expected loss {loss:.2f} nats per token, perplexity {perplexity(loss):.1f}",
+            f"expected loss {loss:.2f} nats per token, {_meaning(loss, plan['model']['vocabulary'])}",
             style="dim",
         ),
     )
@@ -214,6 +215,13 @@ def _published(plan: dict[str, Any]) -> Table:
 def _printable(name: str) -> str:
     """Without what would speak to the terminal: a directory may have any name."""
     return "".join(letter for letter in name if letter.isprintable())
+
+
+def _meaning(loss_nats: float, vocabulary: int) -> str:
+    """What a loss amounts to; laws promise tiny runs losses above that of a guess, e to which overflows."""
+    if loss_nats > math.log(vocabulary):
+        return "no better than guessing"
+    return f"perplexity {perplexity(loss_nats):.1f}"
 
 
 def _judged(text: str, verdict: str) -> Text:

@@ -46,6 +46,8 @@ MISTAKES = {
     "model.heads=3": "model.heads=3: must divide model.hidden=256",
     "model.kv_heads=3": "model.kv_heads=3: must divide model.heads=4",
     "model.path=x": "model.path=x: only allowed with model=hf",
+    "model.frozen_blocks=9": "model.frozen_blocks=9: must be at most model.layers=",
+    "model.lora_rank=257": "model.lora_rank=257: must be at most model.hidden=256",
     "budget.tokens=5": "budget.tokens=5: contradicts budget=chinchilla, choose budget=tokens",
     "model=hf model.path=x model.layers=2": "model.layers=2: not allowed with family hf",
     "schedule=wsd schedule.warmup_fraction=0.9": "schedule.decay_fraction=0.2: with warmup_fraction=0.9 ",
@@ -74,6 +76,47 @@ MISTAKES = {
     "seed=\\": "seed=\\: must be a whole number",
     "run.name=a;b": "run.name=a;b: ",
 }
+OUT_OF_RANGE = {
+    "budget=tokens budget.tokens=1000000000000000001": "at most 1000000000000000000",
+    "budget.unique_tokens=1000000000000000001": "at most 1000000000000000000",
+    "budget=flops budget.flops=1e33": "at most 1e+32",
+    "budget=usd budget.usd=1e14": "at most 10000000000000.0",
+    "budget=days budget.days=1e7": "at most 1000000.0",
+    "budget=gpu_hours budget.gpu_hours=1e14": "at most 10000000000000.0",
+    "budget=epochs budget.epochs=1e7": "at most 1000000.0",
+    "budget.tokens_per_parameter=1e300": "at most 10000000.0",
+    "nodes=1000001": "at most 1000000",
+    "gpus_per_node=10001": "at most 10000",
+    "global_batch=2147483648": "less than 2147483648",
+    "micro_batch=2147483648": "less than 2147483648",
+    "hardware.peak_tflops.bf16=1e-300": "at least 0.001",
+    "hardware.peak_tflops.fp32=1e300": "at most 10000000.0",
+    "hardware.memory_gib=1e300": "at most 10000000.0",
+    "hardware.memory_gb_s=1e-300": "at least 0.001",
+    "hardware.intra_node_gb_s=1e-300": "at least 0.001",
+    "hardware.inter_node_gb_s=1e-300": "at least 0.001",
+    "hardware.host_gb_s=1e-300": "at least 0.001",
+    "hardware.efficiency=1e-300": "at least 0.001",
+    "hardware.usd_per_hour=1e300": "at most 1000000.0",
+    "hardware.usd_per_hour=1e-300": "at least 1e-06",
+    "hardware.watts=1e300": "at most 10000000.0",
+    "plan.failures_per_1000_node_days=1e-300": "at least 1e-06",
+    "plan.failures_per_1000_node_days=1e300": "at most 1000000.0",
+    "plan.restart_minutes=1e300": "at most 100000.0",
+    "plan.storage_gb_s=1e-300": "at least 0.0001",
+    "plan.storage_gb_s=1e300": "at most 1000000.0",
+    "plan.productive_share=1e-300": "at least 0.01",
+    "plan.deadline_days=1e-300": "at least 1e-09",
+    "plan.deadline_days=1e300": "at most 1000000.0",
+    "plan.overhead_power=1e300": "at most 100.0",
+    "plan.kg_co2_per_kwh=1e300": "at most 100.0",
+    "plan.tensor_parallel=2147483648": "less than 2147483648",
+    "sharding.bucket_mib=1e-300": "at least 0.001",
+    "sharding.live_parameters=1e300": "at most 1000000000000000.0",
+    "checkpoint.keep_last=2147483648": "less than 2147483648",
+    "checkpoint.every_minutes=1e300": "at most 10000000.0",
+    "data.corpora.c4.weight=1e-300": "at least 1e-09",
+}
 SPACED = {
     "run.name='a\nb'": "run.name=a b: allowed are letters, digits, '.', '_' and '-'",
     "seed=1\n2": "seed=1 2: ",
@@ -95,6 +138,17 @@ def mistake(*overrides: str) -> str:
 @pytest.mark.parametrize("overrides", MISTAKES)
 def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(overrides: str) -> None:
     assert MISTAKES[overrides] in mistake(*overrides.split(" ") if "{" not in overrides else [overrides])
+
+
+@pytest.mark.parametrize("overrides", OUT_OF_RANGE)
+def test_a_number_that_plans_cannot_compute_with_is_refused_with_its_bound(overrides: str) -> None:
+    *group, override = overrides.split(" ")
+    assert mistake(*group, override).endswith(f": must be {OUT_OF_RANGE[overrides]}")
+
+
+def test_all_blocks_may_be_frozen_and_adapters_as_wide_as_the_model() -> None:
+    model = compose(["model=llama-7b", "model.frozen_blocks=32", "model.lora_rank=4096"]).model
+    assert (model.frozen_blocks, model.lora_rank) == (32, 4096)
 
 
 @pytest.mark.parametrize("override", SPACED)

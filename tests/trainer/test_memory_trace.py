@@ -140,7 +140,7 @@ def test_a_config_json_without_weights_is_enough(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("sharding=zero3", "sharding.strategy=zero3: cannot be traced, choose ddp, fsdp"),
-        ("sharding.offload=all", "sharding.offload=all: cannot be traced, choose none"),
+        ("sharding=fsdp_offload", "sharding.offload=all: cannot be traced, choose none"),
         ("precision.weights=bf16", "precision.weights=bf16: cannot be traced, choose fp32"),
         ("model.lora_rank=8", "model.lora_rank=8: cannot be traced, choose none"),
     ],

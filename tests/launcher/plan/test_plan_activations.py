@@ -174,3 +174,12 @@ def test_logits_take_bytes_by_their_format(logits: Any, each: float) -> None:
 
 def test_logits_of_a_model_in_fp32_are_fp32_whatever_is_asked() -> None:
     assert logits_bytes(LLAMA_3_8B, replace(FP32, logits="bf16")) == 12 * T * 128256
+
+
+def test_recomputing_every_second_block_keeps_half_of_the_rest() -> None:
+    shape = llama_like(layers=4, hidden=192, heads=6, ffn=416, vocabulary=2048, sequence_length=SEQUENCE)
+    base = Setup("fsdp", 8, 8, 1)
+    whole = block_activation_bytes(shape, base)
+    full = block_activation_bytes(shape, replace(base, checkpointing="full"))
+    second = block_activation_bytes(shape, replace(base, checkpointing="full", checkpointed_every=2))
+    assert second == pytest.approx((whole + full) / 2)

@@ -278,3 +278,8 @@ def test_epochs_at_an_unreadable_address_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^data\.corpora\.a\.train=nothing://x: ") as error:
         budget("data=local", "data.corpora.a.train='nothing://x'", "budget=epochs", "budget.epochs=1")
     assert "\n" not in str(error.value)
+
+
+def test_a_budget_beyond_all_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^budget=flops: comes to .* tokens, at most 1e\+18 are allowed$"):
+        budget("model=llama-20m", "budget=flops", "budget.flops=1e32")

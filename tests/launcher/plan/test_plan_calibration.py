@@ -10,7 +10,7 @@ import pytest
 
 from configs.compose import compose
 from configs.schema import Config, ConfigError
-from launcher.plan.calibration import Calibration, calibrate, calibrated, calibration_file
+from launcher.plan.calibration import Calibration, _store, calibrate, calibrated, calibration_file
 
 WORKERS = 2
 
@@ -98,7 +98,7 @@ def test_only_its_owner_reads_the_file(home: Path) -> None:
     assert [file.name for file in calibration_file().parent.iterdir()] == ["calibration.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[1, 2]", '{"cpu/fp32":', "\xff"])
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"cpu/fp32":', "\xff", "[" * 100_000])
 def test_a_damaged_file_is_ignored_and_said_to_be(
     home: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,10 +109,58 @@ def test_a_damaged_file_is_ignored_and_said_to_be(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("entry", [None, 7, {}, {"flops_per_second": "fast"}, {"flops_per_second": 0}])
-def test_a_damaged_entry_counts_as_none(home: Path, entry: object) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        7,
+        {},
+        {"flops_per_second": "fast"},
+        {"flops_per_second": 0},
+        {"flops_per_second": True},
+        {"flops_per_second": float("nan")},
+        {"flops_per_second": float("inf")},
+        {"flops_per_second": 1e19 * 2},
+        {"flops_per_second": 1e-300},
+        {"flops_per_second": 10**400},
+        {"flops_per_second": 1e12, "reserved_over_active": "1.1"},
+        {"flops_per_second": 1e12, "reserved_over_active": float("nan")},
+        {"flops_per_second": 1e12, "reserved_over_active": 0.9},
+        {"flops_per_second": 1e12, "reserved_over_active": 3.1},
+        {"flops_per_second": 1e12, "reserved_over_active": True},
+        {"flops_per_second": 1e12, "shared": True, "workers": None},
+        {"flops_per_second": 1e12, "shared": True, "workers": "2"},
+        {"flops_per_second": 1e12, "shared": True, "workers": 0},
+        {"flops_per_second": 1e12, "shared": True, "workers": 2.5},
+        {"flops_per_second": 1e12, "shared": True, "workers": True},
+    ],
+    ids=str,
+)
+def test_a_damaged_entry_counts_as_none_and_is_said_to_be(
+    home: Path, entry: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     calibration_file().write_text(json.dumps({"cpu/fp32": entry}))
-    assert calibrated("cpu", "fp32") is None
+    assert calibrated("cpu", "fp32", workers=2) is None
+    said = capsys.readouterr()
+    assert f"{calibration_file()}: damaged" in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+def test_a_damaged_entry_leaves_the_others(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = json.loads(calibration_file().read_text())
+    calibration_file().write_text(json.dumps(stored | {"cpu/bf16": 7}))
+    assert calibrated("cpu", "fp32") == stored["cpu/fp32"]
+    assert not capsys.readouterr().err
+
+
+def test_a_calibration_that_cannot_be_stored_leaves_nothing_behind(home: Path) -> None:
+    file = calibration_file()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        _store("cpu/fp32", {})
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_without_a_file_nothing_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

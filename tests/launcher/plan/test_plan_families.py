@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from configs.schema import Model
+from configs.schema import ConfigError, Model
 from launcher.plan.families import FAMILIES
 from launcher.plan.shape import Shape, shape_of
 
@@ -264,3 +264,76 @@ def test_a_token_meets_half_of_an_encoder_decoder(tmp_path: Path) -> None:
 def test_old_spellings_of_sizes_are_read(written: dict[str, Any], parameters: int, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert counted(tmp_path).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "said"),
+    [
+        ("qwen3_moe", LLAMA | QWEN_MOE | {"mlp_only_layers": 3}, "mlp_only_layers=3, must be a list"),
+        ("qwen3_moe", LLAMA | QWEN_MOE | {"mlp_only_layers": "012"}, "mlp_only_layers=012, must be a list"),
+        ("qwen3_moe", LLAMA | QWEN_MOE | {"mlp_only_layers": [True]}, "mlp_only_layers=[True], must be"),
+        (
+            "qwen3_moe",
+            LLAMA | QWEN_MOE | {"num_experts_per_tok": 6},
+            "num_experts_per_tok=6, must be at most",
+        ),
+        ("mixtral", LLAMA | MIXTRAL | {"num_experts_per_tok": 6}, "num_experts_per_tok=6, must be at most"),
+        ("deepseek_v3", LLAMA | DEEPSEEK | {"num_experts_per_tok": 5}, "num_experts_per_tok=5, must be at"),
+        ("deepseek_v3", LLAMA | DEEPSEEK | {"first_k_dense_replace": 4}, "first_k_dense_replace=4, must be"),
+        ("llama", LLAMA | {"num_key_value_heads": 12}, "num_key_value_heads=12, must divide the 6 heads"),
+        ("llama", LLAMA | {"num_key_value_heads": 4}, "num_key_value_heads=4, must divide the 6 heads"),
+        (
+            "falcon",
+            FALCON | {"new_decoder_architecture": True, "num_kv_heads": 4},
+            "num_kv_heads=4, must divide the 6 heads",
+        ),
+        (
+            "llama",
+            LLAMA | {"tie_word_embeddings": "false"},
+            "tie_word_embeddings=false, must be true or false",
+        ),
+        ("llama", LLAMA | {"attention_bias": [0]}, "attention_bias=[0], must be true or false"),
+        ("llama", LLAMA | {"hidden_size": 48.0}, "hidden_size=48.0, must be a whole number from 1"),
+        ("gpt2", GPT2 | {"n_embd": -1}, "n_embd=-1, must be a whole number from 1"),
+        ("llama", LLAMA | {"vocab_size": "9" * 999}, f"vocab_size={'9' * 60}..., must be a whole number"),
+    ],
+)
+def test_a_config_that_no_module_could_be_built_from_is_refused_by_its_key(
+    kind: str, sizes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
+    with pytest.raises(ConfigError) as refused:
+        counted(tmp_path)
+    assert str(refused.value).startswith(f"model.path={tmp_path}: config.json has {said}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "ignored"),
+    [
+        ("gpt2", GPT2, {"num_key_value_heads": 4}),
+        ("t5", T5, {"num_key_value_heads": 4}),
+        ("deepseek_v3", LLAMA | DEEPSEEK, {"num_key_value_heads": 128}),
+    ],
+    ids=["gpt2", "t5", "deepseek"],
+)
+def test_key_value_heads_that_an_architecture_has_not_are_ignored(
+    kind: str, sizes: dict[str, Any], ignored: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
+    plain = counted(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes, **ignored}))
+    assert counted(tmp_path) == plain
+
+
+def test_mixtures_are_counted_as_fast_in_any_number_of_blocks(tmp_path: Path) -> None:
+    sizes = LLAMA | QWEN_MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [1, 1, 2, 2**31]}
+    parameters = []
+    for layers in (4, 2**31 - 4):
+        sizes["num_hidden_layers"] = layers
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", **sizes}))
+        parameters.append(counted(tmp_path).parameters)
+    assert parameters[0] == weights(
+        built(AutoConfig.for_model("qwen3_moe", **sizes | {"num_hidden_layers": 4}))
+    )
+    assert parameters[1] > 2**28 * parameters[0]

@@ -217,3 +217,56 @@ def test_a_hub_model_in_the_cache_needs_no_network(tmp_path: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     assert hub_shape(tmp_path).stdout.strip() == str(number_of_weights(built(config)))
+
+
+def test_a_config_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    LlamaConfig(**TINY).save_pretrained(tmp_path)
+    plain = checkpoint(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert checkpoint(tmp_path) == plain
+
+
+def test_a_multimodal_model_is_asked_for_its_text_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": TINY}))
+    with pytest.raises(
+        ConfigError, match="a multimodal model, give the directory of its text model"
+    ) as error:
+        checkpoint(tmp_path)
+    assert one_line(error).startswith(f"model.path={tmp_path}: ")
+
+
+def stored(directory: Path, tensors: dict[str, object], **switches: object) -> Shape:
+    """A checkpoint of an unknown architecture with such safetensors headers, without the weights."""
+    (directory / "config.json").write_text(json.dumps({"model_type": "unknown", **TINY, **switches}))
+    header = json.dumps({name: {"dtype": "F32", "shape": shape} for name, shape in tensors.items()}).encode()
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return checkpoint(directory)
+
+
+TABLE: dict[str, object] = {"embed_tokens.weight": [500, 64]}
+
+
+@pytest.mark.parametrize("shape", [[-5, 7], [2**40, 2**40], [1.5], [True, 7], "99", {"1": 2}, None])
+def test_a_tensor_of_a_shape_that_none_has_is_damage(shape: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.safetensors is damaged") as error:
+        stored(tmp_path, {**TABLE, "blocks": [1000, 1000], "wrong": shape})
+    assert one_line(error).startswith(f"model.path={tmp_path}: ")
+
+
+@pytest.mark.parametrize("switches", [{}, {"vocab_size": 2**30}])
+def test_weights_that_cannot_be_those_of_the_config_are_refused(
+    switches: dict[str, object], tmp_path: Path
+) -> None:
+    blocks = [1000, 1000] if switches else [0]
+    with pytest.raises(ConfigError, match="fewer than the tables that vocab_size and hidden_size") as error:
+        stored(tmp_path, {**TABLE, "blocks": blocks}, **switches)
+    assert one_line(error).startswith(f"model.path={tmp_path}: ")
+
+
+def test_stored_experts_are_at_least_those_that_a_token_is_routed_to(tmp_path: Path) -> None:
+    experts = {**TABLE, "blocks": [1000, 1000], "blocks.experts.up": [1000, 1000]}
+    assert stored(tmp_path, experts, num_experts=2, num_experts_per_tok=2).parameters == 2_032_000
+    with pytest.raises(ConfigError, match="num_experts_per_tok=3, must be at most the 2 experts") as error:
+        stored(tmp_path, experts, num_experts=2, num_experts_per_tok=3)
+    assert one_line(error).startswith(f"model.path={tmp_path}: ")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from math import log, prod
 from typing import Any
 
-from truth import Check, Evaluator, Row, compare
+from truth import Check, Evaluator, Row, compare, entry_of, number_in, sizes_of
 
 from configs.schema import ConfigError
 from launcher.plan.adapters import lora_parameters, low_rank_parameters, low_rank_saving
@@ -21,65 +23,102 @@ from launcher.plan.flops import (
 )
 from launcher.plan.hardware import hardware_named
 from launcher.plan.loss import bits_per_byte, bits_per_token, perplexity
+from launcher.plan.parameters import Architecture, Experts, count
 from launcher.plan.published import published_in
 from launcher.plan.scaling import PETAFLOP_S_DAY, training_flops
-from launcher.plan.shape import Shape, gpt_like, llama_like
+from launcher.plan.shape import Shape, gpt_like
+from launcher.plan.states import FP32_STATES
 
-UNITS = {"GiB": 2**30, "TiB": 2**40, "GB": 1e9, "TB": 1e12}
-CHECKPOINTS = {
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 1e3, "KB": 1e3}
+UNITS |= {"MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15, "bytes": 1, "B": 1}
+CHECKPOINTS: dict[int, Callable[[float], float]] = {
+    1: lambda n: weights_bytes(n, "fp8"),
     2: lambda n: weights_bytes(n, "bf16"),
     4: lambda n: weights_bytes(n, "fp32"),
+    8: lambda n: FP32_STATES.optimizer * n,
     12: lambda n: training_state_bytes(n, "fp32"),
     14: lambda n: training_state_bytes(n, "bf16"),
+    16: lambda n: FP32_STATES.total * n,
 }
 """Bytes per parameter of a row's formula -> what is stored."""
 
 
 def any_gpt(given: dict[str, Any], **known: Any) -> Shape:
     """A GPT of the sizes in a row; heads and head size do not change its parameters."""
-    hidden = int(given["hidden"])
-    heads = given.get("heads") or given.get("a") or 1
+    sizes = known | sizes_of(given)
+    hidden = sizes["hidden"]
+    heads = sizes.get("heads", 1)
     return gpt_like(
-        layers=given["layers"],
+        layers=sizes["layers"],
         hidden=hidden,
         heads=heads,
         head_dim=None if hidden % heads == 0 else 1,
-        ffn=given.get("ffn"),
-        vocabulary=given.get("vocab") or known.get("vocabulary") or 1,
-        sequence_length=given.get("seq") or known.get("sequence_length") or 1,
-        tied=given.get("tied", True),
+        ffn=sizes.get("ffn"),
+        vocabulary=sizes.get("vocabulary", 1),
+        sequence_length=sizes.get("sequence_length", 1),
+        tied=given.get("tied", known.get("tied", True)),
+        learned_positions="sequence_length" in sizes,
     )
 
 
 def param_count(row: Row) -> list[Check]:
-    given = row["inputs"]
-    if "kv_heads" in given:
-        shape = llama_like(
-            layers=given["layers"],
-            hidden=given["hidden"],
-            heads=given["heads"],
-            kv_heads=given["kv_heads"],
-            head_dim=given["head_dim"],
-            ffn=given["ffn"],
-            vocabulary=given["vocab"],
-            sequence_length=given.get("seq", 1),
-            tied=given.get("tied", "2Vh" not in row["formula"]),
-        )
-        return compare(row, shape.parameters)
-    shape = any_gpt(given)
+    """Gated models without biases, or plain ones with, as inputs and the formula's words say."""
+    given, formula = row["inputs"], row["formula"]
+    tied = given.get("tied", re.search(r"2 ?\*? ?V ?\*? ?h", formula) is None)
+    if given.get("gated", "kv_heads" in given or "gated" in formula or "experts" in given):
+        counted = count(gated_architecture(row, tied))
+        return compare(row, counted.active if "active" in row["unit"] + row["id"] else counted.total)
+    shape = any_gpt(given, tied=tied)
     outside = shape.parameters_root if "non-embedding" in row["unit"] else 0
     return compare(row, shape.parameters - outside)
 
 
+def gated_architecture(row: Row, tied: bool) -> Architecture:
+    """A Llama of a row's sizes, with what the formula adds: "qkv bias", "qk norm", "4 norms", experts."""
+    given, words = row["inputs"], row["formula"].lower().replace("-", " ")
+    sizes = sizes_of(given)
+    hidden, heads = sizes["hidden"], sizes["heads"]
+    head_dim = sizes.get("head_dim", hidden // heads)
+    expert_ffn = given.get("moe_ffn", given.get("expert_ffn", sizes["ffn"]))
+    experts = Experts(
+        number=given.get("experts", 0),
+        per_token=given.get("top_k", given.get("experts_per_token", 0)),
+        ffn=expert_ffn,
+        blocks=given.get("moe_layers", sizes["layers"]),
+        shared_ffn=given.get("shared_ffn", given.get("shared_experts", 0) * expert_ffn),
+        other=given.get("experts", 0) * hidden,
+    )
+    return Architecture(
+        layers=sizes["layers"],
+        hidden=hidden,
+        heads=heads,
+        kv_heads=sizes.get("kv_heads", heads),
+        head_dim=head_dim,
+        ffn=sizes["ffn"],
+        vocabulary=sizes["vocabulary"],
+        gated=given.get("gated", True),
+        tied=tied,
+        norm=2 if "layernorm" in words else 1,
+        norms=number_in(r"(\d+) norms", words, 2),
+        qkv_bias=given.get("qkv_bias", "bias" in words),
+        output_bias=given.get("output_bias", "bias" in words and "qkv bias" not in words),
+        query_key_norm=2 * head_dim if given.get("qk_norm", re.search(r"q ?/?k norm", words)) else 0,
+        experts=experts if experts.number else None,
+    )
+
+
 def factor(row: Row) -> float:
-    """FLOPs per parameter and token: an input, or the number before N D in the formula."""
-    written = re.match(r"\s*(\d+)\s*\*\s*N", row["formula"])
-    return float(row["inputs"].get("flops_per_param_token") or (written[1] if written else 6))
+    """FLOPs per parameter and token: an input, or the numbers before N D in the formula."""
+    written = re.search(r"(\d+(?:\s*\*\s*\d+)*)\s*\*?\s*N", row["formula"])
+    numbers = written[1].split("*") if written else [6]
+    return float(row["inputs"].get("flops_per_param_token") or prod(map(float, numbers)))
 
 
 def total_flops(row: Row) -> float:
+    """Of the active parameters."""
     given = row["inputs"]
-    return training_flops(given.get("active", given.get("params")), given["tokens"], factor(row))
+    parameters = given.get("active", given.get("params", given.get("N")))
+    return training_flops(parameters, given.get("tokens", given.get("D")), factor(row))
 
 
 def flops_total(row: Row) -> list[Check]:
@@ -93,19 +132,11 @@ def flops_pfdays(row: Row) -> list[Check]:
 def flops_hoffmann(row: Row) -> list[Check]:
     """Without embeddings and logits against the printed ratio, and with both against the row's remark."""
     given = row["inputs"]
-    shape = gpt_like(
-        layers=given["layers"],
-        hidden=given["d"],
-        heads=given["heads"],
-        head_dim=given["kq"],
-        ffn=given["ffw"],
-        vocabulary=given["vocab"],
-        sequence_length=given["seq"],
-    )
+    shape = gpt_like(**sizes_of(given))
     counted = hoffmann_flops(shape)
-    simple = training_flops(given["params"], given["seq"])
+    simple = training_flops(given["params"], shape.sequence_length)
     checks = compare(row, counted.blocks / simple)
-    if remark := re.search(r"would print ([\d.]+)", row.get("source_inconsistent", "")):
+    if remark := re.search(r"would print ([\d.]+)", row["source_inconsistent"]):
         checks.append(Check(counted.all / simple, float(remark[1]), 0.01))
     return checks
 
@@ -116,13 +147,12 @@ def per_token(row: Row) -> float:
     flops = training_flops(given["params"], 1)
     if "12" not in row["formula"]:
         return flops
-    known = vars(published_in(row["id"]).shape()) if "layers" not in given else {}
-    sizes = known | given
-    heads = (sizes["heads"], sizes["head_dim"]) if "head_dim" in sizes else (1, sizes["hidden"])
+    sizes = sizes_of(given)
+    if not {"layers", "sequence_length"} <= sizes.keys() or not {"hidden", "heads"} & sizes.keys():
+        sizes = vars(entry_of(row).shape()) | sizes
+    width = sizes["heads"] * sizes["head_dim"] if "head_dim" in sizes else sizes["hidden"]
     return flops + attention_flops_per_token(
-        layers=sizes["layers"],
-        width=heads[0] * heads[1],
-        sequence_length=sizes.get("seq", sizes.get("sequence_length")),
+        layers=sizes["layers"], width=width, sequence_length=sizes["sequence_length"]
     )
 
 
@@ -168,9 +198,8 @@ def mfu(row: Row) -> list[Check]:
         return compare(row, utilisation(printed * 1e12, 1, 1, peak(row)))
     if "BLs" in row["formula"]:
         entry = published_in(row["id"])
-        shape = any_gpt(given, vocabulary=entry.vocabulary) if "layers" in given else entry.shape()
-        if "layers" in given and "seq" not in given:
-            shape = any_gpt({**given, "seq": entry.sequence_length}, vocabulary=entry.vocabulary)
+        known = {"vocabulary": entry.vocabulary, "sequence_length": entry.sequence_length}
+        shape = any_gpt(given, **known) if "layers" in given else entry.shape()
         recompute = "full" if "96" in row["formula"] else "attention" if "s/3h" in row["formula"] else "none"
         flops = megatron_flops(shape, given.get("batch") or entry.global_batch or 0, recompute)
     else:
@@ -179,56 +208,75 @@ def mfu(row: Row) -> list[Check]:
 
 
 def seed_model_facts(row: Row) -> list[Check]:
+    """Tokens, parameters, or a size of that name; "B" and "T" for 1e9 and 1e12."""
     if "layers" in row["inputs"]:
         return compare(row, any_gpt(row["inputs"]).parameters)
-    entry = published_in(row["id"].split(".", 1)[1])
-    return compare(row, entry.tokens if row["unit"] == "tokens" else entry.parameters)
+    entry, unit = published_in(row["id"].split(".", 1)[-1]), row["unit"]
+    if unit in ("layers", "hidden", "heads"):
+        return compare(row, getattr(entry, unit))
+    scale = {"B": 1e9, "T": 1e12}.get(unit[:1], 1.0)
+    return compare(row, ((entry.tokens or 0) if "tokens" in unit else entry.parameters) / scale)
 
 
 def seed_adapters(row: Row) -> list[Check]:
     given = row["inputs"]
     if "layers" in given:
         return compare(row, lora_parameters(any_gpt(given), given["r"]))
-    sizes = re.search(r"(\d+)\*(\d+)\+\2\*(\d+)", row["formula"])
-    assert sizes is not None
-    inputs, rank, outputs = map(int, sizes.groups())
+    if "d_in" in given:
+        inputs, rank, outputs = given["d_in"], given["r"], given["d_out"]
+    else:
+        sizes = re.search(r"(\d+)\*(\d+)\+\2\*(\d+)", row["formula"])
+        assert sizes is not None, f"{row['id']}: no ranks in {row['formula']!r}"
+        inputs, rank, outputs = map(int, sizes.groups())
     if row["unit"] == "params":
         return compare(row, low_rank_parameters(inputs, outputs, rank))
     return compare(row, low_rank_saving(inputs, outputs, rank))
 
 
+def loss_of(given: dict[str, Any]) -> float:
+    """Nats per token, from whichever measure is given."""
+    for key, value in given.items():
+        if "perplexity" in key or key == "ppl":
+            return log(value)
+        if key in ("nll", "loss") or "nats" in key:
+            return float(value)
+    raise KeyError(f"neither a loss nor a perplexity in {given}")
+
+
 def evaluation(row: Row) -> list[Check]:
-    given = row["inputs"]
-    loss = next(value for key, value in given.items() if key in ("nll", "loss") or key.endswith("nats"))
-    match row["unit"]:
-        case "ppl":
-            return compare(row, perplexity(loss))
-        case "bits/byte":
-            return compare(row, bits_per_byte(loss, given["bytes_per_token"]))
-        case _:
-            return compare(row, bits_per_token(loss))
+    given, unit = row["inputs"], row["unit"].lower()
+    loss = loss_of(given)
+    if "ppl" in unit or "perplexity" in unit:
+        return compare(row, perplexity(loss))
+    if "byte" in unit or "bpb" in unit:
+        return compare(row, bits_per_byte(loss, given["bytes_per_token"]))
+    return compare(row, loss if "nat" in unit else bits_per_token(loss))
 
 
 def ckpt_size(row: Row) -> list[Check]:
-    per_parameter = sum(map(int, re.findall(r"(\d+)\*N", row["formula"])))
-    size = CHECKPOINTS[per_parameter](row["inputs"]["params"])
-    return compare(row, size / UNITS[row["unit"].split()[0]])
+    """Bytes per parameter are the sum of the factors of N: 14*N, 2*N+12*N or (2+4+4+4)*N."""
+    factors = re.findall(r"\(([\d+ ]+)\) ?\*? ?N|(\d+) ?\*? ?N", row["formula"])
+    each = sum(int(number) for pair in factors for number in re.findall(r"\d+", "".join(pair)))
+    if each not in CHECKPOINTS:
+        raise ValueError(f"{row['id']}: nothing of {each} bytes per parameter is stored")
+    return compare(row, CHECKPOINTS[each](row["inputs"]["params"]) / UNITS[row["unit"].split()[0]])
 
 
 def seed_units(row: Row) -> list[Check]:
-    if row["unit"] == "FLOPs":
-        return compare(row, PETAFLOP_S_DAY)
-    return compare(row, 1e15 / (tflops(row["id"].split("_")[-1]) * 1e12))
+    if "FLOP" in row["unit"]:
+        return compare(row, PETAFLOP_S_DAY / (3600 if "hour" in row["unit"] else 1))
+    named = re.search(r"peak\((\w+)", row["formula"])
+    return compare(row, 1e15 / (tflops(named[1] if named else row["id"].split("_")[-1]) * 1e12))
 
 
 def seed_days(row: Row) -> list[Check]:
     """The implied rate of each system, and whether the row's remark calls it impossible."""
     given = row["inputs"]
-    limit = re.search(r"peak \(([\d.e]+)\)", row.get("note", ""))
+    limit = re.search(r"peak \(([\d.e]+)\)", row["note"])
     rate = implied_rate(
         total_flops(row), given["days"], given["systems"], float(limit[1]) if limit else float("inf")
     )
-    exceeded = "exceeds its" in row.get("source_inconsistent", "")
+    exceeded = "exceeds its" in row["source_inconsistent"]
     return [*compare(row, rate.flops_per_second / 1e15), Check(rate.possible, not exceeded, 0)]
 
 
@@ -252,30 +300,21 @@ FOUNDRY_ROUNDING = 0.002
 """Tokens per second are printed with four digits, and one A100 row with three."""
 
 
-def foundry_checks(table: dict[str, Any]) -> list[tuple[str, Check]]:
-    """Parameters, MFU and HFU of every llm-foundry row, from its sizes and speed."""
-    checks: list[tuple[str, Check]] = []
-    for values in table["rows"]:
-        row = dict(zip(table["columns"], values, strict=True))
-        sizes = table["shapes"][row["model"]]
-        shape = any_gpt({**sizes, "seq": row["seq"]})
-        dtype = "fp8" if "fp8" in row["precision"] else "bf16"
-        peak_tflops = getattr(hardware_named(row["gpu"]).peak_tflops, dtype)
-        attention = attention_flops_per_token(
-            layers=shape.layers, width=shape.hidden, sequence_length=shape.sequence_length
-        )
-        model_flops = training_flops(shape.parameters, 1) + attention
-        recomputed = model_flops / 3 if row["act_ckpt"] else 0
-        percent = 100 * utilisation(row["tok_s_gpu"] * model_flops, 1, 1, peak_tflops * 1e12)
-        name = f"{row['model']}.{row['seq']}.{row['gpus']}x{row['gpu']}.{row['precision']}"
-        checks += [
-            (f"{name}.params", Check(shape.parameters, row["params"], 1e-6)),
-            (f"{name}.mfu", Check(percent, row["mfu_pct"], FOUNDRY_ROUNDING)),
-            (
-                f"{name}.hfu",
-                Check(
-                    hardware_utilisation(percent, model_flops, recomputed), row["hfu_pct"], FOUNDRY_ROUNDING
-                ),
-            ),
-        ]
-    return checks
+def foundry_checks(row: dict[str, Any], sizes: dict[str, Any]) -> list[tuple[str, Check]]:
+    """Parameters, MFU and HFU of a row of llm-foundry's table, from its sizes and speed."""
+    shape = any_gpt({**sizes, "seq": row["seq"]})
+    dtype = "fp8" if "fp8" in row["precision"] else "bf16"
+    peak_tflops = getattr(hardware_named(row["gpu"]).peak_tflops, dtype)
+    attention = attention_flops_per_token(
+        layers=shape.layers, width=shape.hidden, sequence_length=shape.sequence_length
+    )
+    model_flops = training_flops(shape.parameters, 1) + attention
+    recomputed = model_flops / 3 if row["act_ckpt"] else 0
+    percent = 100 * utilisation(row["tok_s_gpu"] * model_flops, 1, 1, peak_tflops * 1e12)
+    hfu_percent = hardware_utilisation(percent, model_flops, recomputed)
+    name = f"{row['model']}.{row['seq']}.{row['gpus']}x{row['gpu']}.{row['precision']}"
+    return [
+        (f"{name}.params", Check(shape.parameters, row["params"], 1e-6)),
+        (f"{name}.mfu", Check(percent, row["mfu_pct"], FOUNDRY_ROUNDING)),
+        (f"{name}.hfu", Check(hfu_percent, row["hfu_pct"], FOUNDRY_ROUNDING)),
+    ]

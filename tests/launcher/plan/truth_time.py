@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
-from truth import Check, Evaluator, Row, compare
+from truth import (
+    Check,
+    Evaluator,
+    Row,
+    checkpointing_named,
+    compare,
+    nearest_published,
+    number_in,
+    shape_of_sizes,
+    sizes_of,
+    strategy_named,
+)
 
-from configs.schema import Hardware, PlanOptions
+from configs.schema import ConfigError, Hardware, PlanOptions
 from launcher.plan import communication, cost, recompute, reliability, time
 from launcher.plan.advice import Choice, best, choices
 from launcher.plan.checkpoint_size import training_state_bytes
@@ -17,7 +29,7 @@ from launcher.plan.hardware import hardware_named
 from launcher.plan.published import catalogue, published_in
 from launcher.plan.scaling import training_flops
 from launcher.plan.setup import Setup, Strategy
-from launcher.plan.shape import Shape, gpt_like, llama_like
+from launcher.plan.shape import Shape, gpt_like
 
 SECONDS_PER_HOUR = 3600
 UNKNOWN_GPUS = 512
@@ -41,34 +53,37 @@ def numbers(text: str) -> list[float]:
     return [float(number) * (1000 if thousand else 1) for number, thousand in found]
 
 
-def of_sizes(given: dict[str, Any]) -> Shape:
-    """A model by the sizes in a row; a plain feed-forward layer is four times as wide as the model."""
-    sizes = {key: int(given[key]) for key in ("layers", "hidden", "heads", "kv_heads", "ffn")}
-    make = gpt_like if sizes["ffn"] == 4 * sizes["hidden"] else llama_like
-    return make(**sizes, vocabulary=given["vocab"], sequence_length=given["seq"])
-
-
 def run_gpuhours(row: Row) -> list[Check]:
-    given, expected, hardware = row["inputs"], row["expected"], hardware_named(row["inputs"]["gpu"])
+    """Hours at the published utilisation, and hours as planned; a machine that no preset describes is
+    planned by its peak."""
+    given, expected = row["inputs"], row["expected"]
     if rate := re.search(r"(\d+)K .*?-h per T tokens", row["formula"]):
         return compare(row, cost.gpu_hours_of_rate(given["tokens"], 1000 * float(rate[1])))
-    flops = training_flops(given.get("active", given.get("params")), given["tokens"])
-    peak = given.get("peak") or time.peak_flops_per_second(hardware, "bf16")
+    flops = training_flops(given.get("active") or given["params"], given["tokens"])
+    try:
+        hardware = hardware_named(given["gpu"])
+    except ConfigError:
+        if not given.get("peak"):
+            raise
+        hardware = None
+    peak: Any = given.get("peak") or (hardware and time.peak_flops_per_second(hardware, "bf16"))
     checks = []
     if (mfu := given.get("whole_run_mfu_6ND")) is not None:
         checks.append(Check(cost.gpu_hours(flops, peak, mfu), expected, 0.01))
     if row["tol_rel"] is not None:
-        hours = (
-            planned_gpu_hours(given) if "ffn" in given else cost.gpu_hours(flops, peak, UNKNOWN_EFFICIENCY)
-        )
+        known = {"layers", "hidden", "heads"} <= sizes_of(given).keys() and "active" not in given
+        if known and hardware is not None:
+            hours = planned_gpu_hours(given, hardware)
+        else:
+            hours = cost.gpu_hours(flops, peak, UNKNOWN_EFFICIENCY)
         factor = max(hours / expected, expected / hours)
         checks.append(Check(factor, 1.0, float(row["tol_rel"])))
     return checks
 
 
-def planned_gpu_hours(given: dict[str, Any]) -> float:
+def planned_gpu_hours(given: dict[str, Any], hardware: Hardware) -> float:
     """What the plan says when it knows the model, its tokens and the machine, but not how it was trained."""
-    shape, hardware = of_sizes(given), hardware_named(given["gpu"])
+    shape = shape_of_sizes(given)
     gpus = given.get("gpus") or UNKNOWN_GPUS
     options = PlanOptions()
     chosen = way_to_train(shape, gpus, hardware)
@@ -95,11 +110,13 @@ def way_to_train(shape: Shape, gpus: int, hardware: Hardware) -> Choice:
 
 def money(row: Row) -> list[Check]:
     """Kinds cost and seed_cost."""
-    given = row["inputs"]
+    given, unit = row["inputs"], row["unit"].lower()
     hours = given.get("gpu_hours")
     if hours is None and {"gpus", "days"} <= given.keys():
         hours = cost.gpu_hours_of_days(given["days"], given["gpus"])
     if hours is not None:
+        if re.search(r"(/|per) ?(gpu|h)", unit):
+            return compare(row, given["usd"] / hours)
         if "watts" in given:
             return compare(row, energy(row["unit"], hours, given))
         price = given.get("usd", given.get("usd_per_gpu_hour", given.get("usd_per_hour")))
@@ -107,19 +124,25 @@ def money(row: Row) -> list[Check]:
     if "usd" in given:
         return compare(row, cost.usd_per_million_parameters(given["usd"], given["params"]))
     if {"n", "m"} <= given.keys():
-        tokens = given.get("tokens", 1.0)
-        return compare(
-            row, cost.relative_cost(training_flops(given["n"], tokens), training_flops(given["m"], tokens))
+        flops, others = (
+            training_flops(given[run], given.get(f"{run}_tokens", given.get("tokens", 1.0))) for run in "nm"
         )
+        return compare(row, cost.relative_cost(flops, others))
     return compare(row, cost.price_usd(*numbers(row["formula"])))
 
 
 def energy(unit: str, hours: float, given: dict[str, Any]) -> float:
     kwh = cost.energy_kwh(hours, given["watts"], given.get("pue", 1.0))
     if "CO2" not in unit:
-        return kwh / (1000 if "MWh" in unit else 1)
+        if "usd_per_kwh" in given:
+            return cost.price_usd(kwh, given["usd_per_kwh"])
+        return kwh / (1e6 if "GWh" in unit else 1000 if "MWh" in unit else 1)
     factor = given.get("kg_per_kwh", given.get("kg_co2_per_kwh", PlanOptions().kg_co2_per_kwh))
-    return cost.emissions_kg_co2(kwh, factor) / (1 if "kg" in unit else 1000)
+    return cost.emissions_kg_co2(kwh, factor) / (1 if unit.startswith("kg") else 1000)
+
+
+DAYS_OF_FLOPS = (("P", "params", "N"), ("T", "tokens", "D"), ("n", "gpus"), ("X", "tflops"))
+"""Names of parameters, tokens, accelerators and the rate of one."""
 
 
 def days(row: Row) -> list[Check]:
@@ -127,8 +150,15 @@ def days(row: Row) -> list[Check]:
     if row["unit"] == "tokens":
         stages = [prod(numbers(stage)) for stage in formula.split("+")]
         return compare(row, sum(stages))
-    if {"T", "P", "n", "X"} <= given.keys():
-        return compare(row, days_with_recompute(given["P"], given["T"], given["n"], given["X"]))
+    asked: list[Any] = [
+        next((given[name] for name in names if name in given), None) for names in DAYS_OF_FLOPS
+    ]
+    if None not in asked:
+        parameters, tokens, gpus, flops_per_second = asked
+        rate = flops_per_second * (1e12 if "tflops" in given else 1)
+        factor = number_in(r"(\d+) ?\*? ?[TN]", formula, 8)
+        flops = training_flops(parameters, tokens, factor)
+        return compare(row, time.days_of_flops(flops, gpus, rate))
     if "tok_s_gpu" in given:
         return compare(row, time.days_of_tokens(given["tokens"], given["tok_s_gpu"] * given["gpus"]))
     if "tok_s" in given:
@@ -156,34 +186,26 @@ def comm_volume(row: Row) -> list[Check]:
     if "W" in given:
         return compare(row, cross_host(row))
     name = given["strategy"]
-    if name.startswith("zero++"):
+    if "zero++" in name.lower():
         return compare(row, communication.zero_plus_plus_elements(*re.findall(r"qwZ|hpZ|qgZ", name)))
-    strategy: Strategy = next(known for word, known in STRATEGY_OF.items() if word in name)
-    if str(row["expected"]).endswith("k"):
-        per_pass = communication.elements_moved(strategy, 2) - communication.elements_moved(strategy, 1)
-        return compare(row, f"{per_pass}k")
-    return compare(row, communication.elements_moved(strategy))
-
-
-STRATEGY_OF: dict[str, Strategy] = {
-    "grad_op": "fsdp_grad_op",
-    "GRAD_OP": "fsdp_grad_op",
-    "hybrid": "hsdp",
-    "zero1": "zero1",
-    "zero2": "zero2",
-    "zero3": "zero3",
-    "fsdp": "fsdp",
-    "ddp": "ddp",
-}
-"""Words in a row's strategy; the first that is in it names ours."""
+    moved = partial(communication.elements_moved, strategy_named(name))
+    if "k" not in str(row["expected"]):
+        return compare(row, moved())
+    per_pass = moved(2) - moved(1)
+    once = moved(1) - per_pass
+    passes = f"{per_pass}k" if per_pass > 1 else "k"
+    return compare(
+        row | {"expected": row["expected"].replace(" ", "")}, f"{passes}+{once}" if once else passes
+    )
 
 
 def cross_host(row: Row) -> float:
     given = row["inputs"]
     size, world_size = given["M"], given["W"]
-    if "hybrid" in row["id"]:
+    name = row["id"] + str(row["inputs"].get("strategy", ""))
+    if "hybrid" in name:
         return communication.hybrid_cross_host(size, given["G"], world_size)
-    if "full" in row["id"]:
+    if "full" in name:
         return communication.full_shard_cross_host(size, world_size)
     return communication.replicated_cross_host(size, world_size)
 
@@ -195,13 +217,17 @@ def strategy(row: Row) -> list[Check]:
         return compare(row, faster_sharding(shape, setup, hardware))
     if "replicas" in str(row["expected"]):
         return compare(row, hybrid(row))
-    shape = gpt_of(given["params"], given["seq"])
-    base = Setup("ddp", given["gpus"], 8, given["local_batch"])
-    found = choices(shape, base, given["gpus"] * given["local_batch"], hardware, strategies=tuple(ZERO_NAMES))
-    asked = (given["local_batch"], given["ac"], "none")
-    chosen = ZERO_NAMES[best([choice for choice in found if form(choice.setup) == asked])[0].setup.strategy]
+    shape = shape_of_sizes(given) if "layers" in given else gpt_of(given["params"], given.get("seq", 2048))
+    rows = given.get("local_batch", given.get("micro_batch", 1))
+    base = Setup("ddp", given["gpus"], 8, rows)
+    found = choices(shape, base, given["gpus"] * rows, hardware)
+    asked = (rows, checkpointing_named(given.get("ac", "none"))[0], "none")
+    known = [c for c in found if c.setup.strategy in ZERO_NAMES and form(c.setup) == asked]
+    ranked = best(known)
+    assert ranked, f"{row['id']}: no strategy fits"
+    chosen = ZERO_NAMES[ranked[0].setup.strategy]
     # A row that leaves the choice open is met by either.
-    return compare(row, row["expected"] if chosen in row["expected"].split(" or ") else chosen)
+    return compare(row, row["expected"] if chosen in re.split(r" or |/", row["expected"]) else chosen)
 
 
 def form(setup: Setup) -> tuple[int, str, str]:
@@ -220,16 +246,21 @@ def faster_sharding(shape: Shape, setup: Setup, hardware: Hardware) -> str:
 
 
 def modalities(row: Row) -> tuple[Shape, Setup]:
-    """The benchmark of formula and note: "2.7B, mbs 2, seq 4096, no AC", "2.7B = 32x2560"."""
-    said = row["formula"] + row.get("note", "")
-    micro_batch, sequence_length = (int(re.search(rf"{word} (\d+)", said)[1]) for word in ("mbs", "seq"))
-    layers, hidden = (int(size) for size in re.search(r"= (\d+)x(\d+)", said).groups())
+    """The benchmark of inputs, or of formula and note: "2.7B, mbs 2, seq 4096, no AC", "2.7B = 32x2560"."""
+    given, said = row["inputs"], row["formula"] + row["note"]
+    micro_batch = given.get("micro_batch") or number_in(r"mbs (\d+)", said, 1)
+    sequence_length = given.get("seq") or number_in(r"seq (\d+)", said, 2048)
+    if sizes := re.search(r"= (\d+)x(\d+)", said):
+        layers, hidden = map(int, sizes.groups())
+    else:
+        like = shape_of_sizes(given) if "layers" in given else nearest_published(given["params"])
+        layers, hidden = like.layers, like.hidden
     shape = gpt_like(
         layers=layers, hidden=hidden, heads=32, vocabulary=50304, sequence_length=sequence_length
     )
     memory_gb = re.search(r"(\d+)GB", row["inputs"]["gpu"])
     per_node = NODE_OF.get(memory_gb[1] if memory_gb else "", 8)
-    checkpointing = "none" if "no AC" in said else "full"
+    checkpointing, _ = checkpointing_named(given.get("ac", "none" if "no AC" in said else "full"))
     setup = Setup("hsdp", row["inputs"]["gpus"], per_node, micro_batch, checkpointing=checkpointing)
     return shape, setup
 
@@ -261,8 +292,16 @@ def gpt_of(parameters: float, sequence_length: int) -> Shape:
 
 
 def ckpt_interval(row: Row) -> list[Check]:
-    rule = reliability.daly_seconds if row["id"].startswith("daly") else reliability.young_seconds
-    return compare(row, rule(row["inputs"]["ckpt_s"], row["inputs"]["mtbf_s"]))
+    """Daly's rule corrects Young's square root; where the formula has neither the id names the rule."""
+    formula = row["formula"].lower().replace(" ", "")
+    corrected = "/3" in formula or "/9" in formula or "daly" in formula
+    if not corrected and "sqrt(2" not in formula:
+        corrected = "daly" in row["id"].lower()
+    rule = reliability.daly_seconds if corrected else reliability.young_seconds
+    seconds = rule(row["inputs"]["ckpt_s"], row["inputs"]["mtbf_s"])
+    return compare(
+        row, seconds / {"min": 60, "h": 3600}.get(row["unit"].split()[0] if row["unit"] else "s", 1)
+    )
 
 
 def failures(row: Row) -> list[Check]:
@@ -270,24 +309,28 @@ def failures(row: Row) -> list[Check]:
     if "interruptions" in given:
         seconds = reliability.mtbf_of_interruptions(given["interruptions"], given["days"])
     elif "rate_per_1000_node_days" in given:
-        gpus = given.get("gpus") or int(row["id"].split(".")[1])
-        seconds = reliability.mtbf_of_rate(gpus // 8, given["rate_per_1000_node_days"])
+        gpus = given.get("gpus") or number_in(r"\.(\d+)(?:\.|$)", row["id"])
+        nodes = given.get("nodes") or (gpus and gpus // 8) or number_in(r"\((\d+)\*", row["formula"])
+        assert nodes, f"{row['id']}: says neither gpus nor nodes"
+        seconds = reliability.mtbf_of_rate(nodes, given["rate_per_1000_node_days"])
     else:
-        hours = re.search(r"every (\d+(?:\.\d+)?) h", row["formula"])
-        assert hours is not None
-        seconds = reliability.lost_work_seconds(float(hours[1]) * SECONDS_PER_HOUR)
-    return compare(row, seconds / SECONDS_PER_HOUR)
+        hours = given.get("interval_h") or number_in(r"every (\d+(?:\.\d+)?) h", row["formula"])
+        assert hours is not None, f"{row['id']}: says neither failures nor an interval"
+        seconds = reliability.lost_work_seconds(hours * SECONDS_PER_HOUR)
+    unit = row["unit"].lower()
+    return compare(row, seconds / (60 if "min" in unit else 86400 if "day" in unit else SECONDS_PER_HOUR))
 
 
 def recompute_overhead(row: Row) -> list[Check]:
     given = row["inputs"]
     if "baseline_ms" not in given:
-        slow, fast = given.values()
+        named = re.search(r"t_(\w+) ?/ ?t_(\w+)", row["formula"])
+        slow, fast = (given[f"{name}_s"] for name in named.groups()) if named else given.values()
         return compare(row, recompute.step_ratio(slow, fast))
     shape = published_in(row["id"].replace("layer", "")).shape(2048)
     ranks = RECOMPUTE_UNSAID["tensor_parallel"]
     forward = recompute.block_forward(shape, RECOMPUTE_UNSAID["rows"], ranks, hardware_named("A100-80GB"))
-    words = re.findall(r"[a-z]+", row["id"].split(".", 2)[2])
+    words = re.findall(r"[a-z]+", row["id"].rsplit(".", 1)[-1])
     return compare(
         row,
         recompute.recompute_overhead(
