@@ -11,6 +11,7 @@ import fsspec
 from configs.load import first_line
 from configs.schema import Config, ConfigError
 from launcher.plan import scaling
+from launcher.plan.pretrained import has_weights
 from launcher.plan.scaling import LAWS, LOSSES, Law, Optimum
 from launcher.plan.shape import Shape
 
@@ -102,7 +103,7 @@ def token_budget(shape: Shape, config: Config, tokens_per_gpu_hour: float | None
         steps=math.ceil(tokens / global_batch_tokens),
         global_batch_tokens=global_batch_tokens,
         epochs=epochs,
-        verdict="continued" if config.model.family == "hf" else verdict_of(n, tokens, LAWS[budget.law]),
+        verdict="continued" if _continues(config) else verdict_of(n, tokens, LAWS[budget.law]),
         estimate=estimate,
         law=budget.law,
         optimal_tokens=LAWS[budget.law].optimal_tokens(n),
@@ -239,7 +240,12 @@ def _on_law(law: str, parameters: int) -> tuple[str, ...]:
 
 
 def _on_continuing(config: Config) -> tuple[str, ...]:
-    return scaling.CONTINUE_ADVICE if config.model.family == "hf" else ()
+    return scaling.CONTINUE_ADVICE if _continues(config) else ()
+
+
+def _continues(config: Config) -> bool:
+    """A directory with nothing but a config.json is an architecture, not a parent."""
+    return config.model.family == "hf" and has_weights(str(config.model.path))
 
 
 def _tokens_of_epochs(config: Config) -> tuple[int, str]:

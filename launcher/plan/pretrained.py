@@ -95,6 +95,14 @@ def read_config(path: str) -> ConfigFile:
     return ConfigFile(path, values)
 
 
+def has_weights(path: str) -> bool:
+    """Whether a directory holds more than an architecture; a hub id is taken to."""
+    directory = Path(path)
+    return not directory.is_dir() or any(
+        next(directory.glob(pattern), None) for pattern in ("*.safetensors*", "pytorch_model*.bin*")
+    )
+
+
 def stored_parameters(config: ConfigFile, *, head: int) -> Parameters:
     """Weights of any architecture, counted from the tensors beside config.json.
 

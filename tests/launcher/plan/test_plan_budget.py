@@ -33,6 +33,7 @@ def on_llama(*overrides: str, **speed: Any) -> TokenBudget:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> list[str]:
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
     return ["model=hf", f"model.path={tmp_path}"]
 
 
@@ -212,6 +213,12 @@ def test_tokens_are_split_over_training_corpora_by_weight() -> None:
         "budget.tokens=300_000_000_000",
     )
     assert planned.tokens_by_corpus == {"law": 285_000_000_000, "replay": 15_000_000_000}
+
+
+def test_an_architecture_without_weights_is_judged_like_a_model_of_ones_own(checkpoint: list[str]) -> None:
+    Path(checkpoint[1].removeprefix("model.path="), "model.safetensors").unlink()
+    planned = budget(*checkpoint, "hardware=h100-sxm-80gb", "budget=tokens", "budget.tokens=1000000")
+    assert planned.verdict == "under-trained"
 
 
 def test_continued_pretraining_is_not_judged_by_its_own_tokens_alone(checkpoint: list[str]) -> None:
