@@ -103,7 +103,7 @@ def _stored() -> dict[str, Any]:
     file = calibration_file()
     try:
         found = json.loads(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError):
         found = None
