@@ -33,14 +33,14 @@ def test_steps_and_evaluations_are_one_line_each(tmp_path: Path, capsys: pytest.
     perplexity = {"eval/legal/loss": 1.0, "eval/legal/perplexity": 2.718, "eval/web/perplexity": 7.5}
     write(tmp_path / "metrics.jsonl", {"step": 7} | NUMBERS, {"step": 7, "tokens": 1} | perplexity)
     assert shown(tmp_path, capsys) == [
-        "step 7: 1.5M tokens  loss 2.500  50.0k tok/s  MFU 41.0%",
+        "step 7: 1.5M tokens  loss 2.500  50K tok/s  MFU 41.0%",
         "step 7: perplexity legal 2.72, web 7.50",
     ]
 
 
 def test_an_unknown_mfu_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "metrics.jsonl", {"step": 7} | NUMBERS | {"mfu": None})
-    assert shown(tmp_path, capsys) == ["step 7: 1.5M tokens  loss 2.500  50.0k tok/s"]
+    assert shown(tmp_path, capsys) == ["step 7: 1.5M tokens  loss 2.500  50K tok/s"]
 
 
 def test_an_event_is_one_line_however_long_and_none_of_it_is_markup(
