@@ -164,7 +164,7 @@ def test_a_large_model_on_many_ranks_is_traced_without_its_memory(tmp_path: Path
         process.returncode = 0
     assert answer["world_size"] == 64
     assert answer["by_category_gib"]["weights"] == pytest.approx(4 * 1.0717e9 / 64 / GIB, rel=0.01)
-    assert usage.ru_maxrss / 2**20 < 2
+    assert usage.ru_maxrss / 2**20 < 3.5  # the weights alone would be 4; a child begins with pytest's
 
 
 def test_experts_fewer_than_ranks_are_split_within(tmp_path: Path) -> None:
