@@ -24,10 +24,12 @@ docs: $(VENV)/installed
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 # torch first and pinned: without it, pip would choose a newer build for the other packages' sake.
+# DeepSpeed builds against the torch that is there.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[deepspeed,lora,s3,test,lint,docs]'
 	touch $@
 
 clean:

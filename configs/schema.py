@@ -12,9 +12,20 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from configs.machines import Cluster, Hardware, PeakTflops, PlanOptions
-from configs.section import ConfigError, Fraction, Name, Paths, Quantity, Section, Size, Text, Tokens
+from configs.section import ConfigError, Fraction, Name, Paths, Section, Size, Text, Tokens
+from configs.states import Checkpoint, Precision, Sharding
 
-__all__ = ["Cluster", "Config", "ConfigError", "Hardware", "PeakTflops", "PlanOptions"]
+__all__ = [
+    "Checkpoint",
+    "Cluster",
+    "Config",
+    "ConfigError",
+    "Hardware",
+    "PeakTflops",
+    "PlanOptions",
+    "Precision",
+    "Sharding",
+]
 
 
 class Model(Section):
@@ -52,9 +63,11 @@ class Model(Section):
     """Dropout probability; family gpt2."""
     lora_rank: Size | None = None
     """Rank of LoRA adapters on the query and value projections, everything else frozen; none trains all
-    weights. Planned, not trained yet."""
+    weights."""
+    lora_alpha: PositiveFloat | None = None
+    """LoRA's output is scaled by lora_alpha / lora_rank; none means twice the rank."""
     frozen_blocks: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """First transformer blocks that are not trained. Planned, not trained yet."""
+    """First transformer blocks that are not trained."""
 
     @model_validator(mode="after")
     def _check(self) -> Model:
@@ -180,56 +193,6 @@ class Objective(Section):
     chunked is planned, not trained yet."""
 
 
-class Sharding(Section):
-    """How model states are split over ranks."""
-
-    strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "fsdp_grad_op", "hsdp", "auto"]
-    """ddp replicates everything; zero1, zero2 and zero3 (DeepSpeed) split the optimizer, then gradients,
-    then weights; fsdp (FSDP2) splits all three; fsdp_grad_op keeps gathered weights after forward; hsdp
-    splits within groups of shard_degree ranks and replicates across them; auto lets the plan choose.
-    ddp, fsdp and fsdp_grad_op are trained, the others are planned."""
-    shard_degree: Size | None = None
-    """Ranks that one copy of the states is split over; strategy hsdp; none means those of a node."""
-    offload: Literal["none", "optimizer", "all"] = "none"
-    """States kept in host memory: the optimizer's, or weights and gradients as well. Planned, not trained
-    yet."""
-    bucket_mib: Quantity = 25.0
-    """Size of a gradient bucket in MiB; strategy ddp."""
-    reshard_after_forward: bool = True
-    """Free gathered parameters between forward and backward; strategy fsdp."""
-    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Number format in which gradients are summed; strategy fsdp."""
-    prefetch_parameters: Annotated[float, Field(ge=0, le=1e15)] = 5e7
-    """Parameters gathered ahead of their use; strategy zero3."""
-    live_parameters: Annotated[float, Field(ge=0, le=1e15)] = 1e9
-    """Most gathered parameters that are kept for reuse; strategy zero3."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Sharding:
-        offers = {
-            "zero1": ["optimizer"],
-            "zero2": ["optimizer"],
-            "zero3": ["optimizer", "all"],
-            "fsdp": ["all"],
-        }
-        allowed = ["none", *offers.get(self.strategy, [])]
-        if self.offload not in allowed:
-            raise ValueError(
-                f"sharding.offload={self.offload}: with sharding.strategy={self.strategy} "
-                f"allowed: {', '.join(allowed)}"
-            )
-        return self
-
-
-class Precision(Section):
-    """Number formats."""
-
-    compute: Literal["fp32", "bf16", "fp16", "fp8"]
-    """Format of matrix products in forward and backward. fp16 and fp8 are planned, not trained yet."""
-    weights: Literal["fp32", "bf16"] = "fp32"
-    """Format in which weights, gradients and moments are kept. bf16 is planned, not trained yet."""
-
-
 class Optimizer(Section):
     """AdamW; weights of norms and biases are not decayed."""
 
@@ -271,17 +234,6 @@ class Schedule(Section):
                 f"with warmup_fraction={self.warmup_fraction} it must be at most 1 in sum"
             )
         return self
-
-
-class Checkpoint(Section):
-    """When the state of a run is saved, and how much of it is kept."""
-
-    every_steps: Size | None = None
-    """Steps between checkpoints; none means by time only."""
-    every_minutes: Annotated[float, Field(gt=0, le=1e7)] | None = 30.0
-    """Minutes between checkpoints; none means by steps only."""
-    keep_last: Size = 3
-    """Newest checkpoints that stay on disk."""
 
 
 class Evaluation(Section):

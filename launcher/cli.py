@@ -67,7 +67,7 @@ def plan(options: argparse.Namespace) -> int:
     config = _config(options)
     if options.cfg:
         return _print_config(config)
-    config = resolve(config, trained_only=options.verify or options.calibrate)
+    config = resolve(config)
     if options.calibrate:
         from launcher.plan.calibration import calibrate
 
@@ -220,8 +220,16 @@ def export(options: argparse.Namespace) -> int:
     return _trainer("trainer.export", str(registry.find(options.run)), *options.rest)
 
 
+def checkpoint(options: argparse.Namespace) -> int:
+    """list a run's checkpoints, verify them, or convert them from and to other layouts"""
+    from launcher import registry
+
+    return _trainer("trainer.checkpoint", options.what, str(registry.find(options.run)), *options.rest)
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    verb.__name__: verb for verb in (plan, train, launch, resume, runs, logs, cancel, report, sample, export)
+    verb.__name__: verb
+    for verb in (plan, train, launch, resume, runs, logs, cancel, report, sample, export, checkpoint)
 }
 
 
@@ -239,6 +247,8 @@ def _parser() -> Parser:
             verb.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
             verb.add_argument("--config-dir", type=Path, metavar="DIR", help="more YAML groups of your own")
         elif name != "runs":
+            if name == "checkpoint":
+                verb.add_argument("what", choices=["ls", "verify", "convert"], help="what to do")
             verb.add_argument("run", metavar="RUN", help="a run's name or directory")
         if name in ("plan", "runs"):
             verb.add_argument("--json", action="store_true", help="print one JSON object")
@@ -250,6 +260,7 @@ def _parser() -> Parser:
     for name, text in (
         ("sample", "--prompt, --tokens, --temperature, ..."),
         ("export", "--step N, --to DIR"),
+        ("checkpoint", "--step N, --json; of convert: --to DIR or --from DIR, --layout LAYOUT"),
     ):
         verbs.choices[name].add_argument("rest", nargs=argparse.REMAINDER, metavar="OPTION", help=text)
     return parser
@@ -310,16 +321,16 @@ def _prepare(config: Config) -> tuple[Path, IO[str]]:
 def _checked(config: Config) -> tuple[Config, dict[str, Any]]:
     """The run with its name and directory, and its plan; what cannot run or fit is refused."""
     from launcher.freeze import check_local_paths, check_unused, run_directory, with_defaults
-    from launcher.plan.not_yet import not_trained
     from launcher.plan.plan import make_plan, refusal, resolve
+    from launcher.plan.runnable import why_not
 
-    if unready := not_trained(config):
-        raise ConfigError(unready)
+    if reason := why_not(config):
+        raise ConfigError(reason)
     if config.cluster.kind == "local":
         if config.nodes > 1:
             raise ConfigError(f"nodes={config.nodes}: cluster=local is one machine, give nodes=1")
         check_local_paths(config)
-    config = resolve(config, trained_only=True)
+    config = resolve(config)
     answer = make_plan(config)
     if refused := refusal(answer, config):
         raise ConfigError(refused)

@@ -28,16 +28,20 @@ from cluster.environment import local_placement
 from cluster.signals import die_with_parent
 from configs.load import first_line, load
 from configs.schema import Config, ConfigError
+from trainer.adapters import choose_trained
 from trainer.distributed import World
 from trainer.memory_trace import trace
-from trainer.model import architecture_of, prepared
+from trainer.model import architecture_of, blocks, prepared
 from trainer.rehearsal import pass_on_zeros
-from trainer.sharding import shard
+from trainer.sharding import Progress, shard
+from trainer.skeleton import skeleton
 
 WARM_UP_STEPS, LEAST_STEPS, MOST_STEPS = 1, 2, 20
 ENOUGH_SECONDS = 10.0
 MEMORY_SHARE = 0.8
 """Of the free memory of a device; on CPU of what the system calls available."""
+SOME_WEIGHT = 0.02
+"""Speed does not depend on the numbers, unless they are denormal or not finite."""
 CPU_STEP_FLOPS = 2e11
 """Of all workers of a machine without GPUs; some seconds of work."""
 PROBE_BYTES = 2**26
@@ -82,8 +86,13 @@ def measure(config: Config, layers: int) -> dict[str, Any]:
     """What one worker measures; the same on all. Needs the environment that an agent gives its workers."""
     world = World.join()
     torch.manual_seed(config.seed)
-    module = AutoModelForCausalLM.from_config(shortened(config, layers), dtype=torch.float32)
+    module = skeleton(shortened(config, layers))[0]
+    choose_trained(module, config.model, blocks(module))
     strategy = shard(prepared(module, config), config, world)
+    for tensor in strategy.state().values():
+        for piece in tensor.pieces:
+            piece.tensor.fill_(SOME_WEIGHT)
+    strategy.loaded(Progress())
     seconds: list[float] = []
     while len(seconds) < WARM_UP_STEPS + LEAST_STEPS or (
         len(seconds) < MOST_STEPS and world.from_main(sum(seconds[WARM_UP_STEPS:])) < ENOUGH_SECONDS

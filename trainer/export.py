@@ -17,9 +17,11 @@ from cluster import events, exit_codes
 from cluster.signals import die_with_parent
 from configs.load import load
 from configs.schema import Config, ConfigError
+from trainer.adapters import add_adapters, merge_adapters
 from trainer.checkpoint.manifest import Manifest
 from trainer.data.tokenizer import DocumentTokenizer, load_tokenizer
-from trainer.model import architecture_of
+from trainer.model import architecture_of, blocks
+from trainer.skeleton import materialise
 
 CHECK_TOKENS = 64
 MARKER = "trainyard.json"
@@ -60,7 +62,10 @@ def export(run: Path, step: int | None, target: Path) -> Path:
 
 
 def _model(config: Config, tokenizer: DocumentTokenizer, checkpoint: Path) -> PreTrainedModel:
-    """The trained model; what training leaves alone (buffers, generation settings) is the parent's."""
+    """The trained model, with its adapters merged.
+
+    What training leaves alone (buffers, generation settings) is the parent's.
+    """
     model: PreTrainedModel
     if config.model.path is not None:
         model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
@@ -72,8 +77,13 @@ def _model(config: Config, tokenizer: DocumentTokenizer, checkpoint: Path) -> Pr
             eos_token_id=tokenizer.end_of_document, pad_token_id=tokenizer.end_of_document
         )
     model.eval()
+    if config.model.lora_rank is not None:
+        add_adapters(model, config.model, blocks(model)[config.model.frozen_blocks :])
+        materialise(model, torch.device("cpu"))
     weights = {f"weight/{name}": tensor.detach() for name, tensor in model.named_parameters()}
     load_tensors(weights, checkpoint_id=checkpoint, no_dist=True)
+    if config.model.lora_rank is not None:
+        merge_adapters(model)
     return model
 
 

@@ -40,11 +40,9 @@ def train(session: Session, stop: StopNotice) -> int:
                 # Not named here: a name would keep the logits, often the largest tensor, through backward.
                 loss = objective.loss_sum(strategy.logits(inputs[micro]), targets[micro], upcast=upcast)
                 # Ranks' gradients are averaged: times world size, over all target tokens, is the mean.
-                (loss * (world.size / tokens)).backward()
+                strategy.backward(loss * (world.size / tokens))
             loss_sum += loss.detach()
-        session.grad_norm = strategy.step(lr)
-        session.step, session.position = session.step + 1, batch.position
-        session.throughput.steps += 1
+        session.stepped(strategy.step(lr), batch.position)
 
         last = session.step == session.steps
         if last or _every(config.log_every_steps, session.step):

@@ -7,23 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from configs.schema import Config, ConfigError, Model
+from trainer.adapters import choose_trained
+from trainer.pretrained import load_buffers
+from trainer.skeleton import skeleton
 
 
 def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn.Module:
-    """The model in fp32 on the CPU, the same on every rank: from model.path, or random by seed.
+    """The model, ready to be sharded: parameters in fp32 on the meta device, buffers on the CPU.
 
-    Raises ConfigError when the checkpoint cannot be loaded, the rows are longer than its positions
-    reach, or the tokenizer (of `tokenizer_size` ids) has ids beyond the embedding table.
+    Its weights are those of trainer.initial. Raises ConfigError when the checkpoint cannot be read, the
+    rows are longer than its positions reach, the tokenizer (of `tokenizer_size` ids) has ids beyond the
+    embedding table, or nothing would be trained.
     """
     model = config.model
     architecture = architecture_of(model)
@@ -38,13 +35,13 @@ def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn
         raise ConfigError(
             f"{key}={value}: the tokenizer has {tokenizer_size} ids, the model {architecture.vocab_size} rows"
         )
-    if model.path is not None:
-        module = _load_pretrained(model.path)
-    else:
+    if model.path is None:
         architecture.eos_token_id = end_of_document
         architecture.bos_token_id = end_of_document
-        torch.manual_seed(config.seed)
-        module = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    module, _ = skeleton(architecture)
+    if model.path is not None:
+        load_buffers(model.path, module)
+    choose_trained(module, model, blocks(module))
     return prepared(module, config)
 
 
@@ -56,22 +53,6 @@ def prepared(module: nn.Module, config: Config) -> nn.Module:
     if config.compile:
         for block in blocks(module):
             block.compile()
-    return module
-
-
-def _load_pretrained(path: str) -> PreTrainedModel:
-    """A checkpoint's model in fp32. Raises ConfigError unless every weight is there."""
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # transformers, safetensors and torch raise many kinds
-        text = str(error).strip().splitlines()
-        shown = text[0][:200] if text else type(error).__name__
-        raise ConfigError(f"model.path={path}: cannot be loaded: {shown}") from None
-    module: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise ConfigError(f"model.path={path}: has no weights for {missing[0]}")
     return module
 
 
@@ -115,6 +96,8 @@ def architecture_of(model: Model) -> PreTrainedConfig:
             except (OSError, ValueError) as error:
                 reason = str(error).strip().splitlines()[0][:200]
                 raise ConfigError(f"model.path={model.path}: no Hugging Face model: {reason}") from None
+            if getattr(architecture, "quantization_config", None):
+                raise ConfigError(f"model.path={model.path}: has quantized weights, which cannot be trained")
             return architecture
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from cluster import events
-from configs.schema import Config
+from configs.schema import Config, ConfigError
 from trainer.checkpoint.store import Store
 from trainer.corpora import load_corpora, steps_of
 from trainer.data.loader import Batch, Loader, Position
 from trainer.distributed import World
 from trainer.evaluation import Rows, perplexities
+from trainer.initial import fill, initial_weights
 from trainer.model import build_model, flops_per_token
 from trainer.rehearsal import pass_on_zeros
-from trainer.sharding import Strategy, shard
+from trainer.sharding import Progress, Strategy, shard
 from trainer.throughput import Throughput
 from trainer.tracking import Metrics
 
@@ -53,6 +54,10 @@ class Session:
     throughput: Throughput
     grad_norm: Tensor = field(default_factory=lambda: torch.zeros(()))
     """Global norm of the last step's gradient, before clipping."""
+    skipped: bool = False
+    """Whether the last step's gradient overflowed in fp16, so that it changed nothing."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """Results of the newest evaluation, and the step that it was made at."""
     saved_step: int = 0
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -63,7 +68,12 @@ class Session:
 
     @property
     def save_is_due(self) -> bool:
-        """Whether this rank's clock says that a checkpoint is due; ranks agree on it before they save."""
+        """Whether a checkpoint is due by this rank's clock, or the one before failed, which saving tells.
+
+        Ranks agree on it before they save.
+        """
+        if self.store.failed:
+            return True
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
@@ -77,12 +87,23 @@ class Session:
         self.throughput.data_seconds += time.perf_counter() - began
         return batch
 
+    def stepped(self, grad_norm: Tensor, position: Position) -> None:
+        """Take note of a step. Raises Diverged if fp16 gradients overflow even without a loss scale."""
+        self.step, self.position, self.grad_norm = self.step + 1, position, grad_norm
+        self.throughput.steps += 1
+        loss_scale = self.strategy.progress().loss_scale
+        self.skipped = loss_scale is not None and not math.isfinite(grad_norm.item())
+        if loss_scale is not None and self.skipped:
+            if self.world.main:
+                events.record(self.run, "step_skipped", step=self.step, loss_scale=loss_scale)
+            self._check("loss_scale", loss_scale, least=1.0)
+
     def log_step(self, loss: float, lr: float) -> None:
         """Write a row of metrics. Raises Diverged instead if loss or gradient norm is not finite."""
-        row = {"loss": loss, "lr": lr, "grad_norm": self.grad_norm.item()}
-        for name, value in row.items():
-            if not math.isfinite(value):
-                self._diverged(name, value)
+        norm = self.grad_norm.item()
+        self._check("loss", loss)
+        self._check("grad_norm", 0.0 if self.skipped else norm)
+        row = {"loss": loss, "lr": lr, "grad_norm": None if self.skipped else norm}
         self._log(row | self.throughput.row())
         self.throughput.restart()
 
@@ -93,20 +114,28 @@ class Session:
         self.module.train()
         if results:
             self._log(results)
+            self.evaluation = {"step": self.step} | results
         self.throughput.restart()
 
     def save(self) -> None:
-        """Write a checkpoint. Raises NoSpace on a full disk, Diverged if the last gradient was not finite."""
-        if not math.isfinite(self.grad_norm.item()):
-            self._diverged("grad_norm", self.grad_norm.item())
+        """Write a checkpoint, or begin to. Raises Diverged if the last gradient was not finite, and NoSpace
+        or another error of a disk for this checkpoint or for the one before."""
+        self._check("grad_norm", 0.0 if self.skipped else self.grad_norm.item())
         position = Position.merged(self.world.gather(self.position))
-        state = {"step": self.step, "tokens": self.tokens, "data": position.to_json()}
-        self.store.save(self.step, self.strategy.state(self.step), state)
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "data": position.to_json(),
+            "progress": asdict(self.strategy.progress()),
+            "evaluation": self.evaluation,
+        }
+        self.store.save(self.step, self.strategy.state(), state)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         self.throughput.restart()
 
     def close(self, reason: str | None) -> None:
-        """End a run that is done, or stopped for a reason."""
+        """End a run that is done, or stopped for a reason, once its last checkpoint is durable."""
+        self.store.close()
         self.loader.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -118,7 +147,10 @@ class Session:
         if self.metrics is not None:
             self.metrics.log({"step": self.step, "tokens": self.tokens} | row)
 
-    def _diverged(self, name: str, value: float) -> None:
+    def _check(self, name: str, value: float, least: float = -math.inf) -> None:
+        """Raise Diverged unless a number is finite and large enough."""
+        if math.isfinite(value) and value >= least:
+            return
         if self.world.main:
             events.record(self.run, "diverged", step=self.step, quantity=name, value=str(value))
         raise Diverged(f"step {self.step}: {name} is {value}")
@@ -133,13 +165,15 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     module = build_model(config, corpora.tokenizer.vocabulary, corpora.tokenizer.end_of_document)
     throughput = Throughput(config, world, flops_per_token(module, config.model.sequence_length))
     strategy = shard(module, config, world)
-    tensors = strategy.state(0)
+    _check_metric(config, list(corpora.validation))
+    store = Store(run, world, attempt, config.sharding.strategy, config.checkpoint, config.run.name or "")
+    saved = store.load(strategy.state())
+    if saved is None:
+        fill(strategy.state(), initial_weights(module, config))
+    strategy.loaded(Progress(**saved["progress"]) if saved else Progress())
     _rehearse(strategy, config, world)
-    store = Store(run, world, attempt, config.sharding.strategy, config.checkpoint.keep_last)
-    saved = store.load(tensors)
     step = saved["step"] if saved else 0
     position = Position.from_json(saved["data"]) if saved else Position(0, {})
-    strategy.state(step)
     session = Session(
         run=run,
         config=config,
@@ -162,6 +196,7 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
         store=store,
         metrics=Metrics(run, config, step if saved else -1) if world.main else None,
         throughput=throughput,
+        evaluation=(saved or {}).get("evaluation") or {},
         saved_step=step,
     )
     if world.main:
@@ -169,6 +204,16 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     if saved is None:
         session.evaluate()
     return session
+
+
+def _check_metric(config: Config, validation: list[str]) -> None:
+    """Raise ConfigError for a metric that no evaluation will have."""
+    metrics = [f"eval/{name}/{kind}" for name in validation for kind in ("loss", "perplexity")]
+    if config.checkpoint.keep_best not in (None, *metrics):
+        known = ", ".join(metrics) or "none, no corpus has held-out text"
+        raise ConfigError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best}: no such metric; known: {known}"
+        )
 
 
 def _rehearse(strategy: Strategy, config: Config, world: World) -> None:

@@ -14,8 +14,8 @@ from launcher.plan.shape import Shape
 from launcher.plan.time import Calibration, StepTime, step_time
 
 SIMPLEST_FIRST: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "fsdp_grad_op", "fsdp", "hsdp", "zero3")
-TRAINED: tuple[Strategy, ...] = ("ddp", "fsdp_grad_op", "fsdp")
-"""Strategies that this version trains; the plan knows more."""
+DEEPSPEED: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
+"""Strategies that need a package which not every machine has, so that sharding=auto leaves them out."""
 OFFLOADS: dict[Strategy, tuple[Offload, ...]] = {
     "zero1": ("none", "optimizer"),
     "zero2": ("none", "optimizer"),
@@ -42,8 +42,9 @@ class Choice:
         return self.memory.verdict != "does not fit"
 
     @property
-    def trained(self) -> bool:
-        return self.setup.strategy in TRAINED and self.setup.offload == "none"
+    def native(self) -> bool:
+        """Whether torch alone is enough."""
+        return self.setup.strategy not in DEEPSPEED
 
     @property
     def seconds(self) -> float:
@@ -57,13 +58,10 @@ def choices(
     global_batch: int,
     hardware: Hardware,
     calibration: Calibration | None = None,
-    *,
-    trained_only: bool = False,
 ) -> list[Choice]:
     """Every way to train the global batch on the ranks of `base`, whether it fits or not.
 
     Micro batches are the divisors of a rank's rows, so that accumulation is whole.
-    trained_only: strategies that the trainer has, without offload.
     """
     measured = calibration.get("reserved_over_active") if calibration else None
     return [
@@ -72,19 +70,20 @@ def choices(
             memory(shape, setup, hardware, measured),
             step_time(shape, setup, hardware, calibration),
         )
-        for setup in _setups(base, global_batch, trained_only)
+        for setup in _setups(base, global_batch)
     ]
 
 
-def _setups(base: Setup, global_batch: int, trained_only: bool) -> Iterator[Setup]:
+def _setups(base: Setup, global_batch: int) -> Iterator[Setup]:
     rows = global_batch // base.data_parallel
     micro_batches = [size for size in range(1, min(rows, LARGEST_MICRO_BATCH) + 1) if rows % size == 0]
-    offloads = {} if trained_only else OFFLOADS
     in_place: tuple[Offload, ...] = ("none",)
-    for strategy in TRAINED if trained_only else SIMPLEST_FIRST:
+    for strategy in SIMPLEST_FIRST:
+        if strategy == "zero3" and base.compile:
+            continue
         for micro_batch in micro_batches:
-            for checkpointing in get_args(Checkpointing):
-                for offload in offloads.get(strategy, in_place):
+            for checkpointing in _checkpointings(strategy):
+                for offload in OFFLOADS.get(strategy, in_place):
                     for degree in _degrees(base) if strategy == "hsdp" else (None,):
                         yield replace(
                             base,
@@ -96,6 +95,11 @@ def _setups(base: Setup, global_batch: int, trained_only: bool) -> Iterator[Setu
                             shard_degree=degree,
                             reshard_after_forward=True,
                         )
+
+
+def _checkpointings(strategy: Strategy) -> list[Checkpointing]:
+    """DeepSpeed's stage 3 cannot recompute a part of a block."""
+    return [kind for kind in get_args(Checkpointing) if (strategy, kind) != ("zero3", "selective")]
 
 
 def _degrees(base: Setup) -> list[int]:
@@ -141,7 +145,7 @@ def _simplicity(choice: Choice) -> tuple[Any, ...]:
 def advise(found: Sequence[Choice], yours: Choice) -> list[dict[str, Any]]:
     """The best three strategies, each in its best form, with the reason for its place.
 
-    If none of them is trained yet, the best that is comes fourth.
+    If all of them need DeepSpeed, the best that does not comes fourth.
 
     yours: the configured way, which each is compared with.
     """
@@ -150,8 +154,8 @@ def advise(found: Sequence[Choice], yours: Choice) -> list[dict[str, Any]]:
     for choice in ranked:
         first_of_each.setdefault(choice.setup.strategy, choice)
     leading = list(first_of_each.values())[:ADVISED]
-    if not any(choice.trained for choice in leading):
-        leading += [choice for choice in ranked if choice.trained][:1]
+    if not any(choice.native for choice in leading):
+        leading += [choice for choice in ranked if choice.native][:1]
     return [_advice(choice, leading[0], yours) for choice in leading]
 
 
@@ -165,7 +169,7 @@ def _advice(choice: Choice, top: Choice, yours: Choice) -> dict[str, Any]:
         "activation_checkpointing": setup.checkpointing,
         "offload": setup.offload,
         "shard_degree": setup.shards if setup.strategy == "hsdp" else None,
-        "trained": choice.trained,
+        "native": choice.native,
         "device_gib": choice.memory.device_gib,
         "verdict": choice.memory.verdict,
         "step_seconds": time.step_seconds,

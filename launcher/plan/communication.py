@@ -25,7 +25,6 @@ NODE_HOP_SECONDS = 4e-6
 DEEPSPEED_GATHERS = 4
 """DeepSpeed's stage 3 gathers a block matrix by matrix, and hid little of it when it was measured against
 pipelines (Narayanan et al. 2021, arXiv:2104.04473, table 2); FSDP gathers block by block."""
-DEEPSPEED_BUCKET_MIB = 1000
 BACKWARD_SHARE = 2 / 3
 """Share of a pass that is backward."""
 
@@ -127,9 +126,9 @@ class Communication:
 def communication(shape: Shape, setup: Setup, hardware: Hardware) -> Communication:
     """The collectives of data parallelism in one optimizer step.
 
-    Weights are gathered in the compute format, gradients reduced in setup.reduce (ddp: in the format of
-    the weights), block by block; ddp and DeepSpeed in buckets. ddp and zero1 reduce in the last backward
-    of a step only; zero1 and zero2 gather the updated weights after the optimizer.
+    Weights are gathered in the compute format, gradients reduced in setup.reduce, block by block; ddp and
+    DeepSpeed in buckets. ddp and zero1 reduce in the last backward of a step only; zero1 and zero2 gather
+    the updated weights after the optimizer.
     """
     model_parallel = setup.tensor_parallel * setup.pipeline_parallel
     parameters = shape.parameters / model_parallel
@@ -140,11 +139,12 @@ def communication(shape: Shape, setup: Setup, hardware: Hardware) -> Communicati
     ranks, passes = setup.state_ranks, setup.accumulation
     match setup.strategy:
         case "ddp":
-            size = BYTES[setup.weights] * parameters * trained_share(shape, setup)
-            reduce = network.all_reduce_seconds(size, _buckets(size, setup.bucket_mib), ranks, per_node)
+            in_buckets = BYTES[setup.weights] * parameters * trained_share(shape, setup)
+            count = math.ceil(in_buckets / (setup.bucket_mib * 2**20))
+            reduce = network.all_reduce_seconds(gradients, count, ranks, per_node)
             return Communication(reduce, 0.0, BACKWARD_SHARE / passes)
         case "zero1" | "zero2":
-            count = _buckets(gradients, DEEPSPEED_BUCKET_MIB)
+            count = math.ceil(parameters / setup.bucket_parameters)
             reduce = network.gather_seconds(gradients, count, ranks, per_node)
             gather = network.gather_seconds(weights, count, ranks, per_node)
             if setup.strategy == "zero1":
@@ -195,7 +195,3 @@ def tensor_parallel_seconds(shape: Shape, setup: Setup, hardware: Hardware) -> f
 def _blocks(shape: Shape, setup: Setup) -> int:
     """Blocks of one pipeline stage, and the embeddings and head as one more."""
     return math.ceil(shape.layers / setup.pipeline_parallel) + 1
-
-
-def _buckets(size_bytes: float, bucket_mib: float) -> int:
-    return math.ceil(size_bytes / (bucket_mib * 2**20))

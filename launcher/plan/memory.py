@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from configs.schema import Hardware
+from launcher.plan.checkpoint_size import checkpoint_bytes
 from launcher.plan.part import parts_of
 from launcher.plan.regimes import Bytes, regimes_of
 from launcher.plan.setup import STRATEGIES, Setup, Strategy
@@ -59,9 +60,7 @@ class Memory:
     regime: str
     """The part of a step that is the peak."""
     host_gib: float
-    """Host memory of a node during training: its workers' runtime, and states that are offloaded."""
-    host_start_gib: float
-    """At start-up, when every worker builds the whole model in fp32."""
+    """Host memory of a node: its workers' runtime, offloaded states, and a copy of what they save."""
     host_limit_gib: float | None
     offloaded: bool
 
@@ -107,12 +106,10 @@ def memory(
         for part in parts
         for name, sizes in regimes_of(part, setup).items()
     )
-    model_gib = 4 * max(part.parameters for part in parts) / GIB
     components = {name: peak.get(name, 0.0) / GIB for name in COMPONENTS}
+    staged_gib = checkpoint_bytes(shape, setup) / setup.world_size / GIB if setup.asynchronous else 0.0
     if not on_gpu:
-        if model_gib > sum(components.values()):
-            regime, components = "start", dict.fromkeys(COMPONENTS, 0.0) | {"weights": model_gib}
-        components["runtime"] = RUNTIME_GIB
+        components |= {"staging": staged_gib, "runtime": RUNTIME_GIB}
     active = sum(components.values())
     error = UNTRACED if setup.strategy in UNTRACED_STRATEGIES else TRACED
     if on_gpu:
@@ -134,8 +131,7 @@ def memory(
         device_interval_gib=(low * factor.low + outside.low, high * factor.high + outside.high),
         limit_gib=hardware.memory_gib or _machine_memory_gib() / setup.gpus_per_node,
         regime=regime,
-        host_gib=workers * (RUNTIME_GIB + offloaded / GIB if on_gpu else active),
-        host_start_gib=workers * (RUNTIME_GIB + model_gib),
+        host_gib=workers * (RUNTIME_GIB + staged_gib + offloaded / GIB if on_gpu else active),
         host_limit_gib=hardware.host_memory_gib,
         offloaded=offloaded > 0,
     )

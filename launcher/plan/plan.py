@@ -31,20 +31,22 @@ from launcher.plan.time import Calibration, StepTime, peak_flops_per_second, run
 SECONDS_PER_HOUR = 3600
 
 
-def resolve(config: Config, *, trained_only: bool) -> Config:
+def resolve(config: Config) -> Config:
     """The configuration with sharding=auto replaced by the best that fits; others come back as they are.
 
-    What can be trained goes first, so that plan and run are the same; trained_only: nothing else will do.
+    Of what torch alone can do, so that a run does not depend on DeepSpeed without a word.
     Raises ConfigError when nothing fits.
     """
     if config.sharding.strategy != "auto":
         return config
     shape, calibration = shape_of(config.model), _calibration(config)
     base = setup_of(config, "ddp")
-    ranked: list[Choice] = []
-    for narrow in (True,) if trained_only else (True, False):
-        found = choices(shape, base, config.global_batch, config.hardware, calibration, trained_only=narrow)
-        ranked = ranked or best(found)
+    found = [
+        choice
+        for choice in choices(shape, base, config.global_batch, config.hardware, calibration)
+        if choice.native
+    ]
+    ranked = best(found)
     if not ranked:
         closest = min(found, key=lambda choice: choice.memory.fullness)
         raise ConfigError(
@@ -151,13 +153,13 @@ def _too_large(plan: dict[str, Any], config: Config) -> str | None:
     peak = plan["memory"]
     if peak["verdict"] != "does not fit":
         return None
-    advised = [choice for choice in plan["advice"] if choice["trained"]]
+    advised = [choice for choice in plan["advice"] if choice["native"]]
     change = f"fits: {' '.join(advised[0]['overrides'])}" if advised else _larger_world(config)
     return f"micro_batch={config.micro_batch}: needs {peak['shortage']}; {change}; or plan.force=true"
 
 
 def _larger_world(config: Config) -> str:
-    """On how many times the ranks the most frugal of what is trained would fit."""
+    """On how many times the ranks the most frugal way without offload would fit."""
     shape, base = shape_of(config.model), setup_of(config)
     least = replace(setup_of(config, "fsdp"), micro_batch=1, checkpointing="full", offload="none")
     for power in range(1, 11):

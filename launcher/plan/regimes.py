@@ -18,9 +18,6 @@ Bytes = dict[str, float]
 """weights, gradients, optimizer: states. working: copies of weights in use, temporary copies. communication:
 gradients on their way to be summed. activations, logits."""
 
-DEEPSPEED_BUCKET = 5e8
-"""Parameters whose gradients DeepSpeed sums at once (reduce_bucket_size)."""
-
 
 def regimes_of(part: Part, setup: Setup) -> dict[str, Bytes]:
     """Bytes by component in every regime of a step."""
@@ -126,7 +123,8 @@ def deepspeed(part: Part, setup: Setup) -> dict[str, Bytes]:
     Model and gradients are in the compute format; the optimizer works on a flat fp32 partition of the
     weights, N/d, and of the gradients while it steps:
     states  stage 1: 2N + 2N + 12N/d;  2: 2N + 2N/d + 12N/d;  3: 2N/d + 2N/d + 12N/d;  optimizer  4N/d more.
-    Gradients are summed in buckets of 5e8 parameters; a pipeline in bf16 adds them up in fp32 beside, 4N.
+    Gradients are summed in buckets of bucket_parameters; in bf16, stage 1 and pipelines add them up in fp32
+    beside, 4N.
     Stage 3 keeps up to live_parameters gathered, or the largest matrix, and prefetch_parameters ahead.
     """
     b, d = setup.compute_bytes, setup.shards
@@ -139,10 +137,10 @@ def deepspeed(part: Part, setup: Setup) -> dict[str, Bytes]:
     }
     gradients = b * part.trained / split_gradients
     accumulated = gradients if setup.accumulation > 1 else 0
-    if setup.pipeline_parallel > 1 and setup.compute == "bf16":
+    if setup.compute == "bf16" and (setup.pipeline_parallel > 1 or _adds_up_in_fp32(setup)):
         accumulated += 4 * part.trained
         gradients += 4 * part.trained
-    bucket = b * min(DEEPSPEED_BUCKET, part.trained)
+    bucket = b * min(setup.bucket_parameters, part.trained)
     gathered = 0.0
     if setup.strategy == "zero3":
         bucket += b * part.largest
@@ -160,3 +158,8 @@ def deepspeed(part: Part, setup: Setup) -> dict[str, Bytes]:
         | {"activations": part.block_whole},
         "optimizer": states | {"gradients": gradients, "working": 4 * part.trained / d},
     }
+
+
+def _adds_up_in_fp32(setup: Setup) -> bool:
+    """Whether DeepSpeed's optimizer for bf16 is at work, which stage 1 alone has, and not with offload."""
+    return setup.strategy == "zero1" and setup.offload == "none"

@@ -47,11 +47,14 @@ class Setup:
     offload: Offload = "none"
     reshard_after_forward: bool = True
     bucket_mib: float = 25.0
+    bucket_parameters: float = 5e8
     prefetch_parameters: float = 5e7
     live_parameters: float = 1e9
     lora_rank: int | None = None
     frozen_blocks: int = 0
     compile: bool = False
+    asynchronous: bool = False
+    """Whether a checkpoint is copied in host memory and written from there."""
     fused_norm: bool = False
     """Whether RMSNorm is one kernel, which keeps no fp32 copy: 8h bytes per token and block less."""
     repeated_kv: bool = False
@@ -126,9 +129,11 @@ def setup_of(config: Config, strategy: Strategy | None = None) -> Setup:
         offload=config.sharding.offload,
         reshard_after_forward=config.sharding.reshard_after_forward,
         bucket_mib=config.sharding.bucket_mib,
+        bucket_parameters=config.sharding.bucket_parameters,
         prefetch_parameters=config.sharding.prefetch_parameters,
         live_parameters=config.sharding.live_parameters,
         lora_rank=config.model.lora_rank,
         frozen_blocks=config.model.frozen_blocks,
         compile=config.compile,
+        asynchronous=config.checkpoint.asynchronous,
     )

@@ -172,7 +172,7 @@ def _advice(plan: dict[str, Any]) -> Table | Text:
     for column in ("GiB", "step", "MFU", "why"):
         table.add_column(column)
     for choice in plan["advice"]:
-        name = "\n".join(choice["overrides"]) + ("" if choice["trained"] else "\n(planned, not trained yet)")
+        name = "\n".join(choice["overrides"]) + ("" if choice["native"] else "\n(needs DeepSpeed)")
         table.add_row(
             Text(name),
             Text(f"{choice['device_gib']:.1f}", style=VERDICT_STYLES[choice["verdict"]]),

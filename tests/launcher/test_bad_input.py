@@ -178,7 +178,7 @@ def test_a_full_disk_ends_the_run_with_its_checkpoints_and_a_resume_finishes_it(
     saving = [f"checkpoint.every_steps={SAVED_EVERY_STEPS}", "checkpoint.keep_last=9"]
     overrides = [*runs.overrides(8), *saving, f"run.directory={run}"]
     outcome = runs.trainyard("train", *overrides)
-    ends(outcome, run, 3, f"{run}: no space left, a checkpoint needs ")
+    ends(outcome, run, 3, f"{run}/checkpoints: no space left, a checkpoint needs ")
     checkpoints = run / "checkpoints"
     kept = [f"step-{saved['step']:08d}" for saved in happened(run, "checkpoint")]
     assert kept

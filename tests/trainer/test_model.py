@@ -12,12 +12,27 @@ from configs.schema import Config, ConfigError
 from launcher.plan.flops import flops_per_token as planned_flops_per_token
 from launcher.plan.shape import shape_of
 from trainer import objective
+from trainer.initial import fill, initial_weights
 from trainer.model import architecture_of, blocks, build_model, flops_per_token
+from trainer.sharding.logical import logical
+from trainer.skeleton import materialise
+
+
+def filled(config: Config) -> nn.Module:
+    """The model as it is before the first step, on the CPU and whole."""
+    module = build_model(config, VOCABULARY, 0)
+    assert all(parameter.is_meta for parameter in module.parameters())
+    materialise(module, torch.device("cpu"))
+    fill(
+        {f"weight/{name}": logical(parameter) for name, parameter in module.named_parameters()},
+        initial_weights(module, config),
+    )
+    return module
 
 
 def built(site: Site, *overrides: str) -> tuple[Config, nn.Module]:
     config = compose([*site.overrides(), *overrides])
-    return config, build_model(config, VOCABULARY, 0)
+    return config, filled(config)
 
 
 def gradients(site: Site, *overrides: str) -> list[torch.Tensor]:
@@ -84,7 +99,7 @@ def test_a_checkpoint_of_hugging_face_is_taken_up_unchanged(site: Site, tmp_path
             f"model.sequence_length={SEQUENCE_LENGTH}",
         ]
     )
-    taken = build_model(config, VOCABULARY, 0)
+    taken = filled(config)
     assert len(blocks(taken)) == 2
     for mine, parent in zip(taken.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, parent)
@@ -115,7 +130,7 @@ def test_a_parent_that_is_not_whole_is_refused(site: Site, tmp_path: Path, harm:
         ]
     )
     with pytest.raises(ConfigError, match=f"^model.path={parent}: "):
-        build_model(config, VOCABULARY, 0)
+        filled(config)
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(site: Site) -> None:

@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from trainer.sharding.logical import Logical
 
 NAME = "manifest.json"
+CHUNK_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,18 @@ class File:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> File:
-        with path.open("rb") as file:
-            return cls(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    def of(cls, path: Path | str, fs: AbstractFileSystem | None = None) -> File:
+        """Read a file from its beginning to its end."""
+        digest, size_bytes = hashlib.sha256(), 0
+        with (fs or LocalFileSystem()).open(str(path), "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+        return cls(Path(path).name, size_bytes, digest.hexdigest())
+
+    @classmethod
+    def of_bytes(cls, name: str, content: bytes) -> File:
+        return cls(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -35,9 +48,20 @@ class Manifest:
     strategy: str
     tensors: dict[str, list[int]]
     files: list[File]
+    run: str = ""
+    """Name of the run."""
+    time: float = 0.0
+    """When it was written, in seconds since 1970."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
 
     def write(self, directory: Path) -> None:
-        (directory / NAME).write_text(json.dumps(asdict(self), indent=1))
+        (directory / NAME).write_text(self.to_json())
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -46,25 +70,36 @@ class Manifest:
         An error of the file system is no damage and is raised as it is: the next try may succeed.
         """
         try:
-            values: dict[str, Any] = json.loads((directory / NAME).read_text())
-            return cls(**values | {"files": [File(**file) for file in values["files"]]})
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            return cls.parse((directory / NAME).read_bytes())
+        except FileNotFoundError as error:
             raise ValueError(f"{NAME}: {error}") from None
 
-    def problem(self, directory: Path, part: int = 0, parts: int = 1) -> str | None:
+    @classmethod
+    def parse(cls, text: bytes) -> Manifest:
+        """Raises ValueError with the reason if it is damaged."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            return cls(**values | {"files": [File(**file) for file in values["files"]]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{NAME}: {error}") from None
+
+    def problem(
+        self, directory: Path | str, part: int = 0, parts: int = 1, fs: AbstractFileSystem | None = None
+    ) -> str | None:
         """What is wrong with this part of the files (every `parts`-th from `part` on), or None."""
         for file in self.files[part::parts]:
-            path = directory / file.name
-            if not path.is_file():
+            try:
+                found = File.of(f"{directory}/{file.name}", fs)
+            except FileNotFoundError:
                 return f"{file.name} is missing"
-            if path.stat().st_size != file.size_bytes:
-                return f"{file.name} has {path.stat().st_size} bytes instead of {file.size_bytes}"
-            if File.of(path) != file:
+            if found.size_bytes != file.size_bytes:
+                return f"{file.name} has {found.size_bytes} bytes instead of {file.size_bytes}"
+            if found != file:
                 return f"{file.name} does not match its checksum"
         return None
 
 
-def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+def shapes(tensors: dict[str, Logical]) -> dict[str, list[int]]:
     """Global shape by name."""
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 

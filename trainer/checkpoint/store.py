@@ -1,198 +1,197 @@
-"""Save, find, verify and load the checkpoints of a run."""
+"""Save and load the checkpoints of a run, at the places that its configuration names."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import shutil
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from cluster import attempt as attempts
 from cluster import events
-from configs.schema import ConfigError
+from configs.schema import Checkpoint, ConfigError
 from trainer.checkpoint import manifest
-from trainer.checkpoint.manifest import File, Manifest
+from trainer.checkpoint.agreement import cause, everywhere, insist, on_main
+from trainer.checkpoint.background import Background
+from trainer.checkpoint.copying import Copier
+from trainer.checkpoint.loading import newest_whole
+from trainer.checkpoint.places import Away, Directory, Place, open_place, sync
+from trainer.checkpoint.planner import Loading
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.writing import Identity, Target
 from trainer.distributed import World
+from trainer.sharding.logical import Logical
+
+LONGEST_WRITE = timedelta(hours=4)
+"""How long a rank waits for others in the background; a rank that dies ends the wait at once."""
 
 
-class NoSpace(OSError):
-    """The run directory's file system cannot hold the checkpoint. Its text is one line."""
-
-
-@dataclass(frozen=True)
 class Store:
-    """RUN/checkpoints as one attempt of a run sees it."""
+    """The checkpoints of a run as one attempt of it sees them.
 
-    run: Path
-    world: World
-    attempt: int
-    strategy: str
-    keep_last: int
+    Every method is called by all ranks, at the same boundary between two steps.
+    """
+
+    def __init__(
+        self, run: Path, world: World, attempt: int, strategy: str, options: Checkpoint, name: str = ""
+    ) -> None:
+        """strategy: told in manifests. name: the run's; checkpoints of others are refused.
+
+        Raises ConfigError for a place that cannot be opened.
+        """
+        self.run, self.world = run, world
+        self._who = Identity(run, name, attempt, strategy)
+        self.place, *second = places(run, options)
+        self._staging = Staging() if options.asynchronous else None
+        self._background = Background("checkpoints")
+        self._overtaken = threading.Event()
+        self._missing = ""
+        writers = _apart(world) if options.asynchronous else world
+        self._target = Target(
+            self.place,
+            writers,
+            self._who,
+            Retention(self.place, options),
+            announce=lambda step: self._point_latest_to(self.place, step),
+            needed=lambda: self._copier.needed if self._copier is not None else set(),
+        )
+        self._copier: Copier | None = None
+        if second:
+            target = Target(second[0], _apart(world), self._who, Retention(second[0], options))
+            self._copier = Copier(self.place, target)
 
     @property
-    def directory(self) -> Path:
-        return self.run / "checkpoints"
+    def failed(self) -> bool:
+        """Whether something went wrong in the background that the next call of `save` raises."""
+        return self._background.failed
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write the checkpoint of `step`, which becomes visible only when it is whole on disk.
+    def save(self, step: int, tensors: dict[str, Logical], state: dict[str, Any]) -> None:
+        """Save the checkpoint of `step`; asynchronously, its tensors may change as soon as this returns.
 
         tensors: live logical state, each rank its part. state: JSON values, rank 0's are written.
-        Raises NoSpace or the writer's error on every rank; earlier checkpoints stay as they were.
+        The checkpoint exists only when it is whole. On every rank raises what befell it or, asynchronously,
+        the one before: NoSpace, Fenced or the writer's error. A store that is Away is no error: an event
+        tells, and the next checkpoint tries anew.
         """
         began = time.monotonic()
-        final = self.directory / f"step-{step:08d}"
-        temporary = self.directory / f".step-{step:08d}.attempt-{self.attempt}"
-        failure = None
-        if self.world.main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            failure = _failure(lambda: temporary.mkdir(parents=True))
-        self._agree(failure, temporary, tensors)
-        failure = _failure(lambda: self._write_tensors(temporary, tensors))
-        written: list[File] = []
-        if failure is None:
-            own = sorted(temporary.glob(f"__{self.world.rank}_*"))
-            own += [temporary / ".metadata"] if self.world.main else []
-            written = [File.of(path) for path in own]
-        files = self.world.gather((failure, written))
-        failure = next((failure for failure, _ in files if failure), None)
-        if failure is None and self.world.main:
-            whole = [file for _, part in files for file in part]
-            failure = _failure(lambda: self._commit(temporary, final, step, tensors, state, whole))
-        self._agree(failure, temporary, tensors)
-        if self.world.main:
-            seconds = round(time.monotonic() - began, 3)
-            events.record(self.run, "checkpoint", step=step, seconds=seconds, path=str(final))
+        busy = self._background.busy
+        self._overtaken.set()
+        self._background.wait()
+        self._overtaken.clear()
+        if busy and self.world.main:
+            self._tell("checkpoint_waited", step=step, seconds=round(time.monotonic() - began, 3))
+        own = {name: tensor.own() for name, tensor in tensors.items()}
+        if self._staging is None:
+            self._write(step, own, state, began, None)
+            return
+        own = self._staging.copy(own)
+        stall_seconds = time.monotonic() - began
+        self._background.start(lambda: self._write(step, own, state, began, stall_seconds))
 
-    def load(self, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    def close(self) -> None:
+        """Wait for what is under way. Raises Away if the last checkpoint could not be saved at all."""
+        self._background.wait()
+        if self._copier is not None:
+            self._copier.wait()
+        if self._missing:
+            raise Away(self._missing)
+
+    def load(self, tensors: dict[str, Logical]) -> dict[str, Any] | None:
         """Fill `tensors` from the newest whole checkpoint; returns its state, or None for a new run.
 
-        A damaged checkpoint is renamed to step-N.damaged-TIME with an event, and the next older one is
-        taken. Raises ConfigError if damaged ones are all there are, or if the checkpoint is of
-        another model; nothing is overwritten then.
+        Damaged checkpoints are set aside with an event. Raises ConfigError if damaged ones are all there
+        are, or if the checkpoint is of another model or run; nothing is overwritten then.
         """
-        while path := self.world.from_main(self._newest() if self.world.main else None):
-            problem = self._problem(path)
-            if problem is None:
-                break
-            if self.world.main:
-                aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-                path.rename(aside)
-                events.record(self.run, "checkpoint_damaged", path=str(aside), reason=problem)
-            self.world.barrier()
-        if path is None:
-            if damaged := list(self.directory.glob("*.damaged-*")):
-                raise ConfigError(
-                    f"{self.directory}: no whole checkpoint, {len(damaged)} damaged ones are set aside"
-                )
+        places = [self.place] + ([self._copier.place] if self._copier is not None else [])
+        found = newest_whole(places, self.world, self.run, self._who.name)
+        if found is None:
             return None
-        if self.world.main:  # a crash may have come between the checkpoint and the link to it
-            self._point_latest_to(path)
-        saved = Manifest.read(path)
-        if differs := manifest.difference(saved.tensors, manifest.shapes(tensors)):
-            raise ConfigError(f"{path}: a checkpoint of another model: {differs}")
-        load(tensors, checkpoint_id=path, process_group=self.world.host)
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        place, whole = found.place, found.manifest
+        if differs := manifest.difference(whole.tensors, manifest.shapes(tensors)):
+            raise ConfigError(f"{place.at(whole.step)}: a checkpoint of another model: {differs}")
+        # A crash may have come between the checkpoint and the link to it.
+        on_main(self.world, lambda: self._point_latest_to(place, whole.step))
+        reader = place.reader(whole)
+        everywhere(self.world, lambda: bool(reader.read_metadata()))  # torch's load passes over its errors
+        try:
+            load(tensors, storage_reader=reader, planner=Loading(), process_group=self.world.host)
+        except CheckpointException as error:  # no Exception in torch's hierarchy
+            raise cause(error) from error
+        state: dict[str, Any] = on_main(self.world, lambda: place.state(whole))
         return state
 
-    def _write_tensors(self, temporary: Path, tensors: dict[str, Tensor]) -> None:
-        writer = FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
-        save(tensors, storage_writer=writer, process_group=self.world.host)
-
-    def _commit(
-        self,
-        temporary: Path,
-        final: Path,
-        step: int,
-        tensors: dict[str, Tensor],
-        state: dict[str, Any],
-        files: list[File],
+    def _write(
+        self, step: int, own: dict[str, Logical], state: dict[str, Any], began: float, stalled: float | None
     ) -> None:
-        (temporary / "state.json").write_text(json.dumps(state))
-        files = [*files, File.of(temporary / "state.json")]
-        shapes = manifest.shapes(tensors)
-        Manifest(step, self.attempt, self.world.size, self.strategy, shapes, files).write(temporary)
-        for path in (temporary / "state.json", temporary / manifest.NAME, temporary):
-            _fsync(path)
-        attempts.check(self.run, self.attempt)
-        temporary.rename(final)
-        _fsync(self.directory)
-        self._point_latest_to(final)
-        for old in _complete(self.directory)[self.keep_last :]:
-            old.rename(old.with_name(f".{old.name}.old"))
-        for leftover in self.directory.glob(".step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Write a checkpoint and tell so; on every rank, in the background or not."""
+        if self.world.device.type == "cuda":
+            torch.cuda.set_device(self.world.device)  # that of a new thread is the first
+        copier, world = self._copier, self._target.world
+        path = self.place.at(step)
 
-    def _point_latest_to(self, checkpoint: Path) -> None:
-        link = self.directory / f".latest.attempt-{self.attempt}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(checkpoint.name)
-        link.replace(self.directory / "latest")
-        _fsync(self.directory)
+        def delayed(error: Away) -> None:
+            self._tell("checkpoint_delayed", step=step, reason=str(error), path=path)
 
-    def _agree(self, failure: Exception | None, temporary: Path, tensors: dict[str, Tensor]) -> None:
-        """Raise rank 0's failure on every rank, the half-written directory removed."""
-        if failure is not None and self.world.main:
-            need_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-            full = self._is_full(failure, need_bytes)
-            shutil.rmtree(temporary, ignore_errors=True)
-            if full:
-                need, free = need_bytes / 2**30, shutil.disk_usage(self.run).free / 2**30
-                space = f"no space left, a checkpoint needs {need:.3g} GiB and {free:.3g} are free"
-                failure = NoSpace(errno.ENOSPC, f"{self.run}: {space}")
-        failure = self.world.from_main(failure)
-        if failure is not None:
-            raise failure
-
-    def _is_full(self, failure: Exception, need_bytes: int) -> bool:
-        """Whether a full disk is behind a failure. torch hides ENOSPC behind an error of its own."""
-        if isinstance(failure, OSError):
-            return failure.errno in (errno.ENOSPC, errno.EDQUOT)
-        return type(failure) is RuntimeError and shutil.disk_usage(self.run).free < need_bytes
-
-    def _newest(self) -> Path | None:
-        return next(iter(_complete(self.directory)), None)
-
-    def _problem(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint; each rank reads its share of the files."""
         try:
-            problem = Manifest.read(path).problem(path, self.world.rank, self.world.size)
-        except ValueError as error:
-            problem = str(error)
-        return next(filter(None, self.world.gather(problem)), None)
+            whole, files = insist(
+                world, lambda: self._target.write(step, own, state), delayed, self._overtaken
+            )
+        except Away as error:
+            self._missing = str(error)
+            if world.main:
+                self._tell("checkpoint_failed", step=step, reason=str(error), path=path)
+            return
+        self._missing = ""
+        if copier is not None:
+            copier.add(whole, files)
+        if world.main:
+            seconds = time.monotonic() - began
+            self._tell(
+                "checkpoint",
+                step=step,
+                seconds=round(seconds, 3),
+                stall_seconds=round(seconds if stalled is None else stalled, 3),
+                bytes=whole.size_bytes,
+                path=path,
+            )
+
+    def _point_latest_to(self, place: Place, step: int) -> None:
+        """Move RUN/checkpoints/latest, by which everybody knows how far the run has come."""
+        directory = self.run / "checkpoints"
+        directory.mkdir(exist_ok=True)
+        local = isinstance(place, Directory) and place.path == directory.absolute()
+        link = directory / f".latest.attempt-{self._who.attempt}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"step-{step:08d}" if local else place.at(step))
+        link.replace(directory / "latest")
+        sync(directory)
+
+    def _tell(self, event: str, **fields: object) -> None:
+        events.record(self.run, event, **fields)
 
 
-def _complete(directory: Path) -> list[Path]:
-    """Committed checkpoints, newest first."""
-    found = [path for path in directory.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+def places(run: Path, options: Checkpoint) -> list[Place]:
+    """Where a run's checkpoints are: the first place, then the durable one. Raises ConfigError."""
+    first: Place = Directory((run / "checkpoints").absolute())
+    if options.directory is not None:
+        first = open_place("directory", options.directory)
+    if options.durable is None:
+        return [first]
+    durable = open_place("durable", options.durable)
+    if durable.address == first.address:
+        raise ConfigError(f"checkpoint.durable={options.durable}: is the first place, name a second one")
+    return [first, durable]
 
 
-def _failure(action: Callable[[], object]) -> Exception | None:
-    """Run an action; return what it raised, the writer's wrapper opened."""
-    try:
-        action()
-    except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, Exception)]
-        return causes[0] if causes else RuntimeError(str(error))
-    except Exception as error:
-        return error
-    return None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _apart(world: World) -> World:
+    """The same ranks with a group of their own for messages, which a thread beside training may use."""
+    host = dist.new_group(backend="gloo", timeout=LONGEST_WRITE)
+    assert host is not None
+    return replace(world, host=host)

@@ -8,21 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import Config
 from trainer.distributed import World
-from trainer.optimizer import build_optimizer, clip_and_step, logical_state
+from trainer.optimizer import Updater
+from trainer.sharding import Progress
+from trainer.sharding.logical import Logical, logical
+from trainer.skeleton import materialise
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def replicated(module: nn.Module, config: Config) -> DistributedDataParallel:
     """A module whose backward pass averages gradients over all ranks; gradients are views of its buckets."""
-    return DistributedDataParallel(
+    replica = DistributedDataParallel(
         module,
         bucket_cap_mb=config.sharding.bucket_mib,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,
+        init_sync=False,  # ranks fill their weights themselves, with the same numbers
+        static_graph=True,
     )
+    if config.sharding.reduce_dtype == "bf16":
+        # By its own name DDP would refuse the hook where there is no NCCL.
+        replica.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
+    return replica
 
 
 class Ddp:
@@ -34,14 +46,14 @@ class Ddp:
         replicate: Callable[[nn.Module, Config], Any] = replicated,
     ) -> None:
         """replicate: makes a module's stand-in, which may be called and has DDP's no_sync."""
-        # A module on the CPU is where it belongs, and fake tensors cannot be moved in place.
-        self.module = module if world.device.type == "cpu" else module.to(world.device)
-        self._replica = replicate(self.module, config)
-        self.optimizer = build_optimizer(self.module, config.optimizer)
-        self._clip_norm = config.optimizer.clip_norm
-        self._autocast = torch.autocast(
-            world.device.type, torch.bfloat16, enabled=config.precision.compute == "bf16"
-        )
+        materialise(module, world.device)
+        self.module = module
+        self._replica = replicate(module, config)
+        self._updater = Updater(module, config)
+        self.optimizer = self._updater.optimizer
+        self._world = world
+        format = AUTOCAST.get(config.precision.compute)
+        self._autocast = torch.autocast(world.device.type, format, enabled=format is not None)
 
     def logits(self, inputs: Tensor) -> Tensor:
         with self._autocast:
@@ -54,11 +66,21 @@ class Ddp:
         unsynchronized: AbstractContextManager[None] = self._replica.no_sync()
         return unsynchronized
 
+    def backward(self, loss: Tensor) -> None:
+        self._updater.backward(loss)
+
     def step(self, lr: float) -> Tensor:
-        return clip_and_step(self.optimizer, lr, self._clip_norm)
+        return self._updater.step(lr)
 
     def discard_gradients(self) -> None:
         self.optimizer.zero_grad()
 
-    def state(self, steps_done: int) -> dict[str, Tensor]:
-        return logical_state(self.module.named_parameters(), self.optimizer, steps_done)
+    def state(self) -> dict[str, Logical]:
+        rank, ranks = self._world.rank, self._world.size
+        return {name: logical(tensor, rank, ranks) for name, tensor in self._updater.tensors()}
+
+    def progress(self) -> Progress:
+        return self._updater.progress()
+
+    def loaded(self, progress: Progress) -> None:
+        self._updater.loaded(progress)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from configs.schema import Config, ConfigError
 from trainer.distributed import World
 from trainer.model import blocks
-from trainer.optimizer import build_optimizer, clip_and_step, logical_state
+from trainer.optimizer import Updater
+from trainer.sharding import Progress
+from trainer.sharding.logical import Logical, logical
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def mesh_of(config: Config, world: World) -> DeviceMesh:
@@ -46,39 +49,69 @@ class Fsdp:
     def __init__(
         self, module: nn.Module, config: Config, world: World, mesh: DeviceMesh | None = None
     ) -> None:
+        sharding = config.sharding
         mesh = mesh or mesh_of(config, world)
+        offloaded = sharding.offload == "all"
+        pin_memory = sharding.pin_memory and world.device.type == "cuda"
         split = partial(
             fully_shard,
             mesh=mesh,
             shard_placement_fn=partial(split_dimension, ranks=mesh.size(-1)),
             mp_policy=MixedPrecisionPolicy(
-                param_dtype=DTYPES[config.precision.compute],
-                reduce_dtype=DTYPES[config.sharding.reduce_dtype],
+                param_dtype=DTYPES[config.precision.compute], reduce_dtype=DTYPES[sharding.reduce_dtype]
             ),
+            offload_policy=CPUOffloadPolicy(pin_memory) if offloaded else OffloadPolicy(),
         )
-        # Each call moves what it splits to the device, so the whole model is never there.
-        free = config.sharding.strategy != "fsdp_grad_op" and config.sharding.reshard_after_forward
-        for block in blocks(module):
-            split(block, reshard_after_forward=free)
+        free = sharding.strategy != "fsdp_grad_op" and sharding.reshard_after_forward
+        units: list[Any] = [split(block, reshard_after_forward=free) for block in blocks(module)]
         # Embedding and head are needed again at once: None keeps them, which the backward pass begins with.
-        split(module, reshard_after_forward=None if free else False)
+        self._root: Any = split(module, reshard_after_forward=None if free else False)
+        _materialise(module, torch.device("cpu") if offloaded else world.device)
+        _prefetch(units, sharding.prefetch_blocks)
         self.module = module
-        self.optimizer = build_optimizer(module, config.optimizer)
-        self._clip_norm = config.optimizer.clip_norm
+        self._updater = Updater(module, config)
+        self.optimizer = self._updater.optimizer
 
     def logits(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.module(input_ids=inputs, use_cache=False).logits
         return logits
 
     def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
-        """Every backward pass scatters its gradients: held whole they would take 4 bytes a parameter."""
+        """Every backward pass scatters its gradients: held whole they would take 4 bytes a parameter.
+
+        The copies of hsdp are summed in the complete one only.
+        """
+        self._root.set_requires_all_reduce(complete)
         return nullcontext()
 
+    def backward(self, loss: Tensor) -> None:
+        self._updater.backward(loss)
+
     def step(self, lr: float) -> Tensor:
-        return clip_and_step(self.optimizer, lr, self._clip_norm)
+        return self._updater.step(lr)
 
     def discard_gradients(self) -> None:
         self.optimizer.zero_grad()
 
-    def state(self, steps_done: int) -> dict[str, Tensor]:
-        return logical_state(self.module.named_parameters(), self.optimizer, steps_done)
+    def state(self) -> dict[str, Logical]:
+        return {name: logical(tensor) for name, tensor in self._updater.tensors()}
+
+    def progress(self) -> Progress:
+        return self._updater.progress()
+
+    def loaded(self, progress: Progress) -> None:
+        self._updater.loaded(progress)
+
+
+def _materialise(module: nn.Module, device: torch.device) -> None:
+    """Give parts of parameters that are on the meta device room on another one."""
+    module._apply(lambda part: torch.empty_like(part, device=device) if part.is_meta else part)
+
+
+def _prefetch(units: list[Any], count: int) -> None:
+    """Gather so many blocks ahead of their use; one is what FSDP does by itself."""
+    if count == 1:
+        return
+    for number, unit in enumerate(units):
+        unit.set_modules_to_forward_prefetch(units[number + 1 : number + 1 + count])
+        unit.set_modules_to_backward_prefetch(units[max(0, number - count) : number][::-1])

@@ -8,7 +8,7 @@ import pytest
 
 from configs.compose import compose
 from configs.schema import Config, ConfigError
-from launcher.plan.advice import TRAINED, best, choices
+from launcher.plan.advice import DEEPSPEED, best, choices
 from launcher.plan.plan import make_plan, resolve
 from launcher.plan.setup import setup_of
 from launcher.plan.shape import shape_of
@@ -21,8 +21,8 @@ def plan(*overrides: str) -> dict[str, Any]:
     return make_plan(compose(list(overrides)))
 
 
-def automatic(*overrides: str, trained_only: bool = False) -> Config:
-    return resolve(compose([*overrides, "sharding=auto"]), trained_only=trained_only)
+def automatic(*overrides: str) -> Config:
+    return resolve(compose([*overrides, "sharding=auto"]))
 
 
 def test_at_most_three_strategies_are_advised_fastest_first_and_all_fit() -> None:
@@ -72,19 +72,14 @@ def test_automatic_sharding_keeps_the_global_batch_and_sets_the_rest() -> None:
     assert make_plan(chosen)["prices"]["your_choice"] < 0.1
 
 
-def test_automatic_sharding_of_a_run_takes_only_what_is_trained() -> None:
+def test_automatic_sharding_takes_what_torch_alone_can_do() -> None:
     options = ("model=llama-2-70b", *ON_8_H100, "nodes=64", "global_batch=4096")
-    planned, trained = automatic(*options), automatic(*options, trained_only=True)
-    assert trained.sharding.strategy in TRAINED
-    assert trained.sharding.offload == "none"
-    assert planned == trained
+    assert automatic(*options).sharding.strategy not in DEEPSPEED
 
 
-def test_automatic_sharding_plans_what_is_not_trained_only_where_nothing_else_fits() -> None:
-    options = ("model=llama-7b", "hardware=h100-sxm-80gb")
-    assert automatic(*options).sharding.offload != "none"
-    with pytest.raises(ConfigError, match="nothing fits"):
-        automatic(*options, trained_only=True)
+def test_automatic_sharding_offloads_only_where_nothing_else_fits() -> None:
+    assert automatic("model=llama-7b", *ON_8_H100).sharding.offload == "none"
+    assert automatic("model=llama-7b", "hardware=h100-sxm-80gb").sharding.offload == "all"
 
 
 @pytest.mark.parametrize(
@@ -113,12 +108,12 @@ def test_hybrids_split_over_a_divisor_of_the_ranks() -> None:
 
 def test_a_chosen_strategy_is_left_alone() -> None:
     config = compose([*SEVEN_B, "sharding=zero2"])
-    assert resolve(config, trained_only=True) is config
+    assert resolve(config) is config
 
 
 def test_when_nothing_fits_the_line_names_what_comes_closest() -> None:
     with pytest.raises(ConfigError) as caught:
-        automatic("model=llama-65b", "hardware=h100-sxm-80gb", trained_only=True)
+        automatic("model=llama-65b", "hardware=h100-sxm-80gb", "hardware.host_memory_gib=64")
     line = str(caught.value)
     assert line.startswith("sharding=auto: nothing fits; closest is ")
     assert "micro_batch=1" in line

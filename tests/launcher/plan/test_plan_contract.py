@@ -12,8 +12,8 @@ from rich.console import Console
 
 from configs.compose import ROOT, compose
 from configs.schema import ConfigError
-from launcher.plan.not_yet import not_trained
 from launcher.plan.plan import make_plan, refusal
+from launcher.plan.runnable import why_not
 from launcher.plan.setup import STRATEGIES
 from launcher.plan.table import render, render_explained
 from launcher.words import short
@@ -125,12 +125,13 @@ def test_what_does_not_fit_is_refused_in_one_line_that_says_what_to_type() -> No
 
 
 def test_where_nothing_fits_the_line_names_how_many_gpus_would_do() -> None:
-    line = refused("model=llama-65b", "hardware=h100-sxm-80gb", "micro_batch=1", "sharding=fsdp")
+    small = ["model=llama-65b", "hardware=h100-sxm-80gb", "hardware.host_memory_gib=500"]
+    line = refused(*small, "micro_batch=1", "sharding=fsdp")
     assert line is not None
     typed = ["sharding=fsdp", "micro_batch=1", "activation_checkpointing=full"]
     gpus, *words = line.split("fits on ")[1].removesuffix("; or plan.force=true").split()
     assert words == ["with", *typed]
-    enough = ["model=llama-65b", "hardware=h100-sxm-80gb", f"gpus_per_node={gpus}", *typed]
+    enough = [*small, f"nodes={gpus}", *typed]
     assert refused(*enough) is None
 
 
@@ -151,24 +152,41 @@ def test_ranks_that_do_not_divide_are_refused_with_the_nearest_batch() -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "sharding=zero2",
-        "sharding=fsdp_offload",
         "precision.compute=fp8",
         "precision.weights=bf16",
         "optimizer.kind=adamw_8bit",
         "objective.logits=chunked",
-        "model.lora_rank=8",
-        "model.frozen_blocks=2",
         "plan.tensor_parallel=2",
     ],
 )
 def test_what_is_planned_but_not_trained_is_named(override: str) -> None:
     config = compose([*ON_H100, "micro_batch=1", override])
     assert make_plan(config)["memory"]["active_gib"] > 0
-    line = not_trained(config)
+    line = why_not(config)
     assert line is not None
     assert "can be planned but not trained yet" in line
-    assert not_trained(compose(ON_H100)) is None
+    assert why_not(compose(ON_H100)) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["hardware=v100-sxm2-32gb", "precision=bf16"],
+            "precision.compute=bf16: Tesla V100-SXM2-32GB has no units for it, choose fp32 or fp16",
+        ),
+        (
+            ["hardware=cpu", "sharding=zero3", "sharding.quantized_weights=true"],
+            "sharding.quantized_weights=true: needs GPUs, choose false",
+        ),
+        (
+            ["sharding=zero3", "compile=true"],
+            "compile=true: not with sharding=zero3, whose hooks are compiled anew each time; use fsdp",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_with_what_can(overrides: list[str], said: str) -> None:
+    assert why_not(compose(overrides)) == said
 
 
 def test_what_fits_or_is_forced_is_not_refused() -> None:

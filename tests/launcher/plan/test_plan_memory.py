@@ -100,7 +100,7 @@ def test_deepspeed_keeps_model_and_gradients_in_half_precision_and_a_flat_fp32_p
         parts = peak(ON_8, strategy=strategy, foreach=True, checkpointing="full").components_gib
         return {name: parts[name] * GIB / N for name in ("weights", "gradients", "optimizer")}
 
-    assert states("zero1") == pytest.approx({"weights": 2, "gradients": 2, "optimizer": 12 / 8})
+    assert states("zero1") == pytest.approx({"weights": 2, "gradients": 2 + 4, "optimizer": 12 / 8})
     assert states("zero2") == pytest.approx({"weights": 2, "gradients": 2 / 8, "optimizer": 12 / 8})
     assert states("zero3") == pytest.approx({"weights": 2 / 8, "gradients": 2 / 8, "optimizer": 12 / 8})
 
@@ -217,8 +217,9 @@ def test_offloading_more_than_the_host_has_does_not_fit() -> None:
     assert peak(ON_8, hardware=small_host, offload="all").verdict == "does not fit"
 
 
-def test_every_worker_starts_with_the_whole_model_in_host_memory() -> None:
-    assert peak(ON_64).host_start_gib == pytest.approx(8 * (0.42 + 4 * N / GIB))
+def test_a_save_in_the_background_takes_a_copy_of_what_a_rank_saves_in_host_memory() -> None:
+    more = peak(ON_64, asynchronous=True).host_gib - peak(ON_64).host_gib
+    assert more == pytest.approx(8 * 12 * N / 64 / GIB)
 
 
 def test_a_gpu_needs_more_than_its_active_bytes() -> None:
@@ -277,12 +278,6 @@ def test_a_worker_on_cpu_has_its_share_of_this_machine_and_carries_the_runtime()
     assert alone.device_gib == alone.reserved_gib == pytest.approx(1.15 * alone.active_gib)
 
 
-def test_a_worker_on_cpu_starts_with_the_whole_model() -> None:
-    planned = peak(ON_64, hardware=CPU, checkpointing="full")
-    assert planned.regime == "start"
-    assert planned.active_gib == pytest.approx(4 * N / GIB + 0.42)
-
-
 def test_all_strategies_are_compared_on_the_same_setup() -> None:
     compared = memory_by_strategy(LLAMA_7B, ON_8, H100)
     assert tuple(compared) == STRATEGIES
@@ -331,9 +326,9 @@ def test_states_do_not_grow_with_the_stage(shape: Shape, setup: Setup) -> None:
     assert all(before >= after for before, after in pairwise(stages))
 
 
-@given(shape=SHAPES, stage=st.sampled_from(["zero1", "zero2", "zero3"]))
+@given(shape=SHAPES, stage=st.sampled_from(["zero2", "zero3"]))
 @settings(max_examples=30)
-def test_on_one_rank_every_stage_has_the_states_of_ddp(shape: Shape, stage: Strategy) -> None:
+def test_on_one_rank_higher_stages_have_the_states_of_ddp(shape: Shape, stage: Strategy) -> None:
     def states(strategy: Strategy) -> float:
         alone = peak(ON_8, shape, strategy=strategy, world_size=1, accumulation=2).components_gib
         return sum(alone[name] for name in ("weights", "gradients", "optimizer"))
