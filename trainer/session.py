@@ -217,10 +217,12 @@ def _check_metric(config: Config, validation: list[str]) -> None:
 
 
 def _rehearse(strategy: Strategy, config: Config, world: World) -> None:
-    """One forward and backward pass on zeros before any data flows.
+    """Forward and backward passes on zeros before any data flows.
 
-    What does not fit in memory fails here. DDP orders its gradient buckets anew after its first
-    backward pass; with that behind them, a fresh and a resumed run sum in the same order, bit for bit.
+    What does not fit in memory fails here. DDP orders its gradient buckets anew after its first backward
+    pass, with a static graph after its second; with two behind them, a fresh and a resumed run sum in the
+    same order, bit for bit.
     """
-    pass_on_zeros(strategy, config, world)
-    strategy.discard_gradients()
+    for _ in range(2):
+        pass_on_zeros(strategy, config, world)
+        strategy.discard_gradients()

@@ -56,7 +56,7 @@ def promised(strategy: str, ranks: int) -> float:
         case "zero3":
             kept, split = 0.0, weights + gradients + moments + 4.0
         case "fsdp_grad_op":
-            kept, split = weights, gradients + moments + weights
+            kept, split = weights, moments + weights  # gathered ones go as gradients come
         case "fsdp":
             kept, split = 0.0, weights + gradients + moments
         case "hsdp":
