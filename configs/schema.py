@@ -345,6 +345,9 @@ class Config(Section):
             raise ValueError(
                 f"sharding.shard_degree={degree}: only with sharding=hsdp, and must divide {splitting} ranks"
             )
+        second = self.sharding.secondary_degree
+        if second is not None and splitting % second:
+            raise ValueError(f"sharding.secondary_degree={second}: must divide {splitting} ranks")
         if self.checkpoint.every_steps is None and self.checkpoint.every_minutes is None:
             raise ValueError("checkpoint.every_minutes=null: give checkpoint.every_steps or every_minutes")
         return self

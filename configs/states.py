@@ -6,6 +6,7 @@ A part of schema.py, in a file of its own for its length.
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -102,7 +103,16 @@ class Checkpoint(Section):
     asynchronous: bool = True
     """Train on while a checkpoint is written; the loop waits only until it is copied in host memory."""
     directory: Text | None = None
-    """Directory or fsspec address (s3://bucket/prefix) of the checkpoints; none means RUN/checkpoints."""
+    """Directory or fsspec address (s3://bucket/prefix) in which the run has a folder of its name for
+    checkpoints; none means RUN/checkpoints."""
     durable: Text | None = None
     """Second directory or fsspec address that every checkpoint is copied to in the background, and read
     from where the first has none; none means no second place."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Checkpoint:
+        for key in ("directory", "durable"):
+            address = getattr(self, key) or ""
+            if "://" in address and ":" in urlsplit(address).netloc.rpartition("@")[0]:
+                raise ValueError(f"checkpoint.{key}: holds a secret, which must come from the environment")
+        return self

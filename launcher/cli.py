@@ -224,7 +224,12 @@ def checkpoint(options: argparse.Namespace) -> int:
     """list a run's checkpoints, verify them, or convert them from and to other layouts"""
     from launcher import registry
 
-    return _trainer("trainer.checkpoint", options.what, str(registry.find(options.run)), *options.rest)
+    directory = registry.find(options.run)
+    arguments = ("trainer.checkpoint", options.what, str(directory), *options.rest)
+    if not any(word.startswith("--from") for word in options.rest):
+        return _trainer(*arguments)
+    with registry.hold(directory):  # what is training must not find a checkpoint that it has not written
+        return _trainer(*arguments)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

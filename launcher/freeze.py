@@ -86,6 +86,9 @@ def with_defaults(config: Config) -> Config:
     config = config.model_copy(deep=True)
     config.run.name = config.run.name or f"{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     config.run.directory = config.run.directory or str(Path.cwd() / "runs" / config.run.name)
+    for key in ("directory", "durable"):
+        if (value := getattr(config.checkpoint, key)) and "://" not in value:
+            setattr(config.checkpoint, key, str(Path(value).expanduser().absolute()))
     return config
 
 

@@ -17,11 +17,11 @@ from trainer.sharding.logical import Logical, logical
 STATE: dict[str, Any] = {"step": 0, "tokens": 0, "data": {"rows": 0, "lanes": []}}
 
 
-def begin(run: Path, world: World, **options: Any) -> Store:
-    """The store of a new attempt; in line unless options say otherwise."""
+def begin(run: Path, world: World, name: str = "", **options: Any) -> Store:
+    """The store of a new attempt; in line unless options say otherwise. name: the run's."""
     run.mkdir(exist_ok=True)
     return Store(
-        run, world, attempts.begin(run), "ddp", Checkpoint(**{"asynchronous": False} | options), "test"
+        run, world, attempts.begin(run), "ddp", Checkpoint(**{"asynchronous": False} | options), name
     )
 
 

@@ -85,24 +85,7 @@ def shortened(config: Config, layers: int) -> PreTrainedConfig:
 def measure(config: Config, layers: int) -> dict[str, Any]:
     """What one worker measures; the same on all. Needs the environment that an agent gives its workers."""
     world = World.join()
-    torch.manual_seed(config.seed)
-    module = skeleton(shortened(config, layers))[0]
-    choose_trained(module, config.model, blocks(module))
-    strategy = shard(prepared(module, config), config, world)
-    for tensor in strategy.state().values():
-        for piece in tensor.pieces:
-            piece.tensor.fill_(SOME_WEIGHT)
-    strategy.loaded(Progress())
-    seconds: list[float] = []
-    while len(seconds) < WARM_UP_STEPS + LEAST_STEPS or (
-        len(seconds) < MOST_STEPS and world.from_main(sum(seconds[WARM_UP_STEPS:])) < ENOUGH_SECONDS
-    ):
-        _wait(world)
-        began = time.perf_counter()
-        pass_on_zeros(strategy, config, world)
-        strategy.step(config.optimizer.lr)
-        _wait(world)
-        seconds.append(time.perf_counter() - began)
+    seconds = _step_seconds(config, layers, world)
     timed = sorted(seconds[WARM_UP_STEPS:])
     on_gpu = world.device.type == "cuda"
     answer = {
@@ -120,6 +103,28 @@ def measure(config: Config, layers: int) -> dict[str, Any]:
     }
     world.leave()
     return answer
+
+
+def _step_seconds(config: Config, layers: int, world: World) -> list[float]:
+    """Seconds of each step. The model is gone afterwards: it must not outlive the process group."""
+    module = skeleton(shortened(config, layers))[0]
+    choose_trained(module, config.model, blocks(module))
+    strategy = shard(prepared(module, config), config, world)
+    for tensor in strategy.state().values():
+        for piece in tensor.pieces:
+            piece.tensor.fill_(SOME_WEIGHT)
+    strategy.loaded(Progress())
+    seconds: list[float] = []
+    while len(seconds) < WARM_UP_STEPS + LEAST_STEPS or (
+        len(seconds) < MOST_STEPS and world.from_main(sum(seconds[WARM_UP_STEPS:])) < ENOUGH_SECONDS
+    ):
+        _wait(world)
+        began = time.perf_counter()
+        pass_on_zeros(strategy, config, world)
+        strategy.step(config.optimizer.lr)
+        _wait(world)
+        seconds.append(time.perf_counter() - began)
+    return seconds
 
 
 def _wait(world: World) -> None:

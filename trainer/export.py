@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
@@ -18,9 +17,11 @@ from cluster.signals import die_with_parent
 from configs.load import load
 from configs.schema import Config, ConfigError
 from trainer.adapters import add_adapters, merge_adapters
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.loading import Found, whole_checkpoint
+from trainer.checkpoint.planner import Loading
 from trainer.data.tokenizer import DocumentTokenizer, load_tokenizer
 from trainer.model import architecture_of, blocks
+from trainer.sharding.logical import logical
 from trainer.skeleton import materialise
 
 CHECK_TOKENS = 64
@@ -37,31 +38,22 @@ def export(run: Path, step: int | None, target: Path) -> Path:
     if target.exists() and not (target / MARKER).exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to={target}: exists and is not an export, choose another directory")
     config = load(run / "config.yaml")
-    name = "latest" if step is None else f"step-{step:08d}"
-    checkpoint = (run / "checkpoints" / name).resolve()
-    if not checkpoint.is_dir():
-        raise ConfigError(f"{run / 'checkpoints' / name}: no such checkpoint")
-    try:
-        problem = Manifest.read(checkpoint).problem(checkpoint)
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise ConfigError(f"{checkpoint}: damaged: {problem}")
+    found = whole_checkpoint(run, config, step)
     tokenizer = load_tokenizer(config.model)
-    model = _model(config, tokenizer, checkpoint)
+    model = _model(config, tokenizer, found)
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.pretrained.save_pretrained(temporary)
-    (temporary / "README.md").write_text(_model_card(run, config, checkpoint))
-    (temporary / MARKER).write_text(json.dumps({"run": str(run), "checkpoint": checkpoint.name}))
+    (temporary / "README.md").write_text(_model_card(run, config, found))
+    (temporary / MARKER).write_text(json.dumps({"run": str(run), "step": found.manifest.step}))
     _check(model, temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
 
 
-def _model(config: Config, tokenizer: DocumentTokenizer, checkpoint: Path) -> PreTrainedModel:
+def _model(config: Config, tokenizer: DocumentTokenizer, found: Found) -> PreTrainedModel:
     """The trained model, with its adapters merged.
 
     What training leaves alone (buffers, generation settings) is the parent's.
@@ -80,8 +72,9 @@ def _model(config: Config, tokenizer: DocumentTokenizer, checkpoint: Path) -> Pr
     if config.model.lora_rank is not None:
         add_adapters(model, config.model, blocks(model)[config.model.frozen_blocks :])
         materialise(model, torch.device("cpu"))
-    weights = {f"weight/{name}": tensor.detach() for name, tensor in model.named_parameters()}
-    load_tensors(weights, checkpoint_id=checkpoint, no_dist=True)
+    weights = {f"weight/{name}": logical(tensor) for name, tensor in model.named_parameters()}
+    reader = found.place.reader(found.manifest)
+    load_tensors(weights, storage_reader=reader, planner=Loading(), no_dist=True)
     if config.model.lora_rank is not None:
         merge_adapters(model)
     return model
@@ -98,8 +91,8 @@ def _check(model: PreTrainedModel, directory: Path) -> None:
         raise RuntimeError(f"{directory}: logits differ by {difference} from the checkpoint's")
 
 
-def _model_card(run: Path, config: Config, checkpoint: Path) -> str:
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+def _model_card(run: Path, config: Config, found: Found) -> str:
+    state = found.place.state(found.manifest)
     total = sum(corpus.weight for corpus in config.data.corpora.values() if corpus.train)
     mixture = [
         f"- {name}: {corpus.weight / total:.1%} of the rows"

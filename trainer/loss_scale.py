@@ -21,7 +21,7 @@ class LossScale:
             self.scale, self.steps_at_scale = self.scale / 2, 0
             return
         self.steps_at_scale += 1
-        if self.steps_at_scale == self._steps:
+        if self.steps_at_scale >= self._steps:
             self.scale, self.steps_at_scale = self.scale * 2, 0
 
     def loaded(self, progress: Progress) -> None:

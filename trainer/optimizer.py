@@ -94,16 +94,21 @@ class Updater:
         self._clip_norm = config.optimizer.clip_norm
         self._loss_scale = loss_scale_of(config.precision)
         self._updates = 0
+        self._diverged: Tensor | None = None
 
     def backward(self, loss: Tensor) -> None:
         (loss if self._loss_scale is None else loss * self._loss_scale.scale).backward()
 
     def step(self, lr: float) -> Tensor:
-        """As `clip_and_step`."""
+        """As `clip_and_step`; without a loss scale, a norm that was not finite once stays infinite."""
         norm = clip_and_step(self.optimizer, lr, self._clip_norm, self._loss_scale)
-        if self._loss_scale is None or norm.isfinite():
-            self._updates += 1
-        return norm
+        if self._loss_scale is not None:
+            self._updates += bool(norm.isfinite())
+            return norm
+        self._updates += 1
+        # The weights may be spoilt now, however good later norms look: the run has diverged.
+        self._diverged = ~norm.isfinite() if self._diverged is None else self._diverged | ~norm.isfinite()
+        return torch.where(self._diverged, torch.inf, norm)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """As `live_state`."""

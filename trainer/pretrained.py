@@ -75,6 +75,7 @@ def _tensors(path: str, plain: PreTrainedModel, wanted: dict[str, Tensor]) -> It
         if keys is None:
             yield from _loaded(path, wanted)
             return
+        _check_ties(path, places, keys, wanted)
         for file in sorted({places[key].file for key in keys.values()}):
             with safe_open(file, framework="pt") as opened:
                 for name, key in keys.items():
@@ -131,6 +132,26 @@ def _keys(
                 return None
             keys[first] = key
     return keys if keys.keys() == set(first_names.values()) else None
+
+
+def _check_ties(
+    path: str, places: dict[str, _Place], keys: dict[str, str], wanted: dict[str, Tensor]
+) -> None:
+    """Raise ConfigError if a tensor that the model shares is there twice and not the same."""
+    first_names: dict[int, str] = {}
+    for name, tensor in wanted.items():
+        key = keys[first_names.setdefault(id(tensor), name)]
+        if name != key and name in places and not torch.equal(_whole(places, name), _whole(places, key)):
+            raise ConfigError(
+                f"model.path={path}: its config.json ties {key} and {name}, which differ in its files; "
+                "set tie_word_embeddings to false there"
+            )
+
+
+def _whole(places: dict[str, _Place], key: str) -> Tensor:
+    with safe_open(places[key].file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(key)
+    return tensor
 
 
 def _loaded(path: str, wanted: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -101,9 +101,11 @@ class Session:
     def log_step(self, loss: float, lr: float) -> None:
         """Write a row of metrics. Raises Diverged instead if loss or gradient norm is not finite."""
         norm = self.grad_norm.item()
-        self._check("loss", loss)
-        self._check("grad_norm", 0.0 if self.skipped else norm)
-        row = {"loss": loss, "lr": lr, "grad_norm": None if self.skipped else norm}
+        if not self.skipped:
+            self._check("loss", loss)
+            self._check("grad_norm", norm)
+        row = {"loss": loss if math.isfinite(loss) else None, "lr": lr}
+        row["grad_norm"] = None if self.skipped else norm
         self._log(row | self.throughput.row())
         self.throughput.restart()
 
@@ -170,7 +172,8 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     saved = store.load(strategy.state())
     if saved is None:
         fill(strategy.state(), initial_weights(module, config))
-    strategy.loaded(Progress(**saved["progress"]) if saved else Progress())
+    # Older checkpoints do not say how many updates there were.
+    strategy.loaded(Progress(**saved.get("progress") or {"updates": saved["step"]}) if saved else Progress())
     _rehearse(strategy, config, world)
     step = saved["step"] if saved else 0
     position = Position.from_json(saved["data"]) if saved else Position(0, {})

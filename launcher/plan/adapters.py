@@ -28,6 +28,7 @@ def lora_parameters(shape: Shape, rank: int) -> int:
 
 def trained_parameters(shape: Shape, lora_rank: int | None = None, frozen_blocks: int = 0) -> int:
     """Weights that have a gradient and optimizer states: LoRA's alone, else those outside frozen blocks."""
+    frozen = min(frozen_blocks, shape.layers)
     if lora_rank is not None:
-        return lora_parameters(shape, lora_rank)
-    return shape.parameters - min(frozen_blocks, shape.layers) * shape.parameters_layer
+        return lora_parameters(shape, lora_rank) * (shape.layers - frozen) // shape.layers
+    return shape.parameters - frozen * shape.parameters_layer

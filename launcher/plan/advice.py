@@ -94,6 +94,7 @@ def _setups(base: Setup, global_batch: int) -> Iterator[Setup]:
                             offload=offload,
                             shard_degree=degree,
                             reshard_after_forward=True,
+                            secondary_degree=base.secondary_degree if strategy == "zero3" else None,
                         )
 
 
@@ -184,12 +185,14 @@ def overrides(setup: Setup, base: Setup) -> list[str]:
     name = setup.strategy
     words = [f"sharding={name}", f"micro_batch={setup.micro_batch}"]
     words.append(f"activation_checkpointing={setup.checkpointing}")
-    if setup.offload != base.offload:
+    if setup.offload != "none" or base.offload != "none":  # which may be a preset's, or typed
         words.append(f"sharding.offload={setup.offload}")
     if setup.strategy == "hsdp":
         words.append(f"sharding.shard_degree={setup.shards}")
     elif base.shard_degree is not None:
         words.append("sharding.shard_degree=null")
+    if base.secondary_degree is not None and setup.strategy != "zero3":
+        words.append("sharding.secondary_degree=null")
     if setup.reshard_after_forward != base.reshard_after_forward:
         words.append(f"sharding.reshard_after_forward={str(setup.reshard_after_forward).lower()}")
     return words

@@ -125,14 +125,16 @@ def deepspeed(part: Part, setup: Setup) -> dict[str, Bytes]:
     states  stage 1: 2N + 2N + 12N/d;  2: 2N + 2N/d + 12N/d;  3: 2N/d + 2N/d + 12N/d;  optimizer  4N/d more.
     Gradients are summed in buckets of bucket_parameters; in bf16, stage 1 and pipelines add them up in fp32
     beside, 4N.
+    A second copy of the weights for gathering within a node takes 2N / secondary_degree.
     Stage 3 keeps up to live_parameters gathered, or the largest matrix, and prefetch_parameters ahead.
     """
     b, d = setup.compute_bytes, setup.shards
     master = 4 if setup.weights == "fp32" else 0
     split_weights = d if setup.strategy == "zero3" else 1
     split_gradients = 1 if setup.strategy == "zero1" else d
+    second = b * part.parameters / setup.secondary_degree if setup.secondary_degree else 0
     states = {
-        "weights": b * part.parameters / split_weights,
+        "weights": b * part.parameters / split_weights + second,
         "optimizer": (master + moment_bytes(setup)) * part.trained / d,
     }
     gradients = b * part.trained / split_gradients

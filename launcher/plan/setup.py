@@ -50,6 +50,8 @@ class Setup:
     bucket_parameters: float = 5e8
     prefetch_parameters: float = 5e7
     live_parameters: float = 1e9
+    secondary_degree: int | None = None
+    """Ranks that a second copy of the weights is split over; only zero3."""
     lora_rank: int | None = None
     frozen_blocks: int = 0
     compile: bool = False
@@ -132,6 +134,7 @@ def setup_of(config: Config, strategy: Strategy | None = None) -> Setup:
         bucket_parameters=config.sharding.bucket_parameters,
         prefetch_parameters=config.sharding.prefetch_parameters,
         live_parameters=config.sharding.live_parameters,
+        secondary_degree=config.sharding.secondary_degree if strategy == "zero3" else None,
         lora_rank=config.model.lora_rank,
         frozen_blocks=config.model.frozen_blocks,
         compile=config.compile,

@@ -19,16 +19,23 @@ from configs.load import load
 from configs.schema import ConfigError
 from trainer.checkpoint import convert
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.places import Place
-from trainer.checkpoint.store import places
+from trainer.checkpoint.places import Away, Place, places_of
 
 GIB = 2**30
 
 
 def inventory(run: Path, step: int | None = None) -> Iterator[tuple[Place, int]]:
-    """The checkpoints of a run at all its places, newest first. Raises ConfigError, or Away."""
+    """The checkpoints of a run at all its places, newest first; a place that is away is told.
+
+    Raises ConfigError.
+    """
     config = load(run / "config.yaml")
-    found = [(place, number) for place in places(run, config.checkpoint) for number in place.steps()]
+    found: list[tuple[Place, int]] = []
+    for place in places_of(run, config.checkpoint, config.run.name or ""):
+        try:
+            found += [(place, number) for number in place.steps()]
+        except Away as error:
+            print(f"trainyard: {error}", file=sys.stderr)
     if step is not None and step not in {number for _, number in found}:
         raise ConfigError(f"--step={step}: {run} has no checkpoint of this step")
     for place, number in sorted(found, key=lambda entry: entry[1], reverse=True):

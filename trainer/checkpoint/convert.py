@@ -25,10 +25,11 @@ from cluster import events, exit_codes
 from configs.load import load
 from configs.schema import Config, ConfigError
 from trainer.checkpoint import universal
-from trainer.checkpoint.loading import Found
+from trainer.checkpoint.loading import Found, whole_checkpoint
 from trainer.checkpoint.manifest import difference
+from trainer.checkpoint.places import places_of
 from trainer.checkpoint.planner import Loading
-from trainer.checkpoint.store import Store, places
+from trainer.checkpoint.store import Store
 from trainer.data.loader import Position
 from trainer.data.tokenizer import load_tokenizer
 from trainer.distributed import World
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def to_universal(run: Path, step: int | None, folder: Path) -> Path:
     """Write the checkpoint of a step, by default the newest, for DeepSpeed; returns its folder."""
-    found = whole_checkpoint(run, step)
+    found = whole_checkpoint(run, load(run / "config.yaml"), step)
     made = universal.write(folder, stored_tensors(found), found.place.state(found.manifest))
     events.record(run, "exported", path=str(made))
     return made
@@ -129,24 +130,6 @@ def take_in(run: Path, source: Path, step: int | None) -> str:
     return store.place.at(state["step"])
 
 
-def whole_checkpoint(run: Path, step: int | None) -> Found:
-    """The checkpoint of a step, by default the newest, verified. Raises ConfigError."""
-    everywhere = places(run, load(run / "config.yaml").checkpoint)
-    steps = [(known, place) for place in everywhere for known in place.steps() if step in (None, known)]
-    if not steps:
-        named = "a checkpoint" if step is None else f"step-{step:08d}"
-        raise ConfigError(f"{run}: has no {named} in {', '.join(place.address for place in everywhere)}")
-    newest, place = max(steps, key=lambda entry: entry[0])
-    try:
-        manifest = place.manifest(newest)
-        problem = place.problem(manifest)
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise ConfigError(f"{place.at(newest)}: damaged: {problem}")
-    return Found(place, manifest)
-
-
 def stored_tensors(found: Found) -> Iterator[tuple[str, Tensor]]:
     """Name and numbers of each logical tensor of a checkpoint, whole, one at a time."""
     reader = found.place.reader(found.manifest)
@@ -174,7 +157,7 @@ def _state(config: Config, folder: Path | None, step: int | None) -> dict[str, A
     if universal.OURS in said and step in (None, said["global_steps"]):
         return dict(said[universal.OURS])
     trained = int(said.get("global_steps", 0))
-    progress = Progress(trained - int(said.get("skipped_steps", 0)))
+    progress = Progress(trained - int(said.get("skipped_steps") or 0))
     step = trained if step is None else step
     tokens = step * config.global_batch * config.model.sequence_length
     return {"step": step, "tokens": tokens, "data": Position(0, {}).to_json(), "progress": asdict(progress)}
@@ -182,7 +165,9 @@ def _state(config: Config, folder: Path | None, step: int | None) -> dict[str, A
 
 def _check_free(run: Path, config: Config, step: int) -> None:
     """Raise ConfigError if the run would go on from another checkpoint than that of this step."""
-    steps = [known for place in places(run, config.checkpoint) for known in place.steps()]
+    steps = [
+        known for place in places_of(run, config.checkpoint, config.run.name or "") for known in place.steps()
+    ]
     if steps and max(steps) >= step:
         newest = f"step-{max(steps):08d}"
         raise ConfigError(f"--step={step}: {run} has {newest} already, give a larger one or another run")

@@ -75,8 +75,6 @@ class Copier:
 
         try:
             insist(self._target.world, lambda: self._publish(task), delayed, threading.Event())
-        except FileNotFoundError:
-            return  # newer ones have taken its place meanwhile
         except Exception as error:  # the checkpoint itself is safe, and training does not depend on its copy
             self._tell("checkpoint_failed", step=step, reason=str(error), path=place.at(step))
             return

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cluster import attempt as attempts
 from cluster import events
-from configs.schema import ConfigError
+from configs.schema import Config, ConfigError
 from trainer.checkpoint.agreement import everywhere, on_main
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.places import Away, Place
+from trainer.checkpoint.places import Away, Place, places_of
 from trainer.distributed import World
 
 LISTING_TRIES = 5
@@ -59,7 +60,31 @@ def newest_whole(places: list[Place], world: World, run: Path, name: str) -> Fou
     if any(damaged.values()):
         told = ", ".join(f"{address} ({count})" for address, count in damaged.items() if count)
         raise ConfigError(f"no whole checkpoint is left, damaged ones are set aside in {told}")
+    if latest := on_main(world, lambda: attempts.newest_checkpoint(run)):
+        told = " or ".join(place.address for place in places)
+        raise ConfigError(
+            f"{told}: empty, though this run has saved {latest}: is it mounted? To start over, remove "
+            f"{run / 'checkpoints' / 'latest'}"
+        )
     return None
+
+
+def whole_checkpoint(run: Path, config: Config, step: int | None) -> Found:
+    """The checkpoint of a step, by default the newest, verified by this process. Raises ConfigError."""
+    everywhere = places_of(run, config.checkpoint, config.run.name or "")
+    steps = [(known, place) for place in everywhere for known in place.steps() if step in (None, known)]
+    if not steps:
+        named = "a checkpoint" if step is None else f"step-{step:08d}"
+        raise ConfigError(f"{run}: has no {named} in {', '.join(place.address for place in everywhere)}")
+    newest, place = max(steps, key=lambda entry: entry[0])
+    try:
+        manifest = place.manifest(newest)
+        problem = place.problem(manifest)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(f"{place.at(newest)}: damaged: {problem}")
+    return Found(place, manifest)
 
 
 def _listed(places: list[Place]) -> tuple[list[tuple[int, int]], Away | None]:

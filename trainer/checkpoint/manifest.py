@@ -58,7 +58,9 @@ class Manifest:
         return sum(file.size_bytes for file in self.files)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        """JSON that ends with a checksum of itself."""
+        values = asdict(self)
+        return json.dumps(values | {"sha256": _digest(values)}, indent=1)
 
     def write(self, directory: Path) -> None:
         (directory / NAME).write_text(self.to_json())
@@ -79,9 +81,21 @@ class Manifest:
         """Raises ValueError with the reason if it is damaged."""
         try:
             values: dict[str, Any] = json.loads(text)
-            return cls(**values | {"files": [File(**file) for file in values["files"]]})
+            said = values.pop("sha256", None)  # older ones have none
+            if said not in (None, _digest(values)):
+                raise ValueError("does not match its checksum")
+            found = cls(**values | {"files": [File(**file) for file in values["files"]]})
+            if any(Path(file.name).name != file.name for file in found.files):
+                raise ValueError("names a file outside of the checkpoint")
+            return found
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{NAME}: {error}") from None
+
+    def of_step(self, step: int) -> Manifest:
+        """This manifest. Raises ValueError if it is of another step."""
+        if self.step != step:
+            raise ValueError(f"{NAME}: is of step {self.step}")
+        return self
 
     def problem(
         self, directory: Path | str, part: int = 0, parts: int = 1, fs: AbstractFileSystem | None = None
@@ -97,6 +111,10 @@ class Manifest:
             if found != file:
                 return f"{file.name} does not match its checksum"
         return None
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def shapes(tensors: dict[str, Logical]) -> dict[str, list[int]]:

@@ -9,17 +9,16 @@ import posixpath
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from configs.schema import ConfigError
+from configs.schema import Checkpoint, ConfigError
 from trainer.checkpoint import manifest
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.storage import LOCAL, Reader, Writer
@@ -138,7 +137,7 @@ class Directory(Place):
         self.path = path
 
     def steps(self) -> list[int]:
-        return _newest_first(path.name for path in self.path.glob("step-*"))
+        return _newest_first([path.name for path in self.path.glob("step-*")])
 
     def damaged(self) -> int:
         return len(list(self.path.glob("*.damaged-*")))
@@ -176,7 +175,7 @@ class Directory(Place):
         return self.at(whole.step)
 
     def manifest(self, step: int) -> Manifest:
-        return Manifest.read(Path(self.at(step)))
+        return Manifest.read(Path(self.at(step))).of_step(step)
 
     def set_aside(self, step: int) -> str:
         path = Path(self.at(step))
@@ -239,7 +238,7 @@ class Bucket(Place):
     def manifest(self, step: int) -> Manifest:
         with self.explained():
             text = self.fs.cat_file(f"{self._step(step)}/{manifest.NAME}")
-        return Manifest.parse(text)
+        return Manifest.parse(text).of_step(step)
 
     def set_aside(self, step: int) -> str:
         path = f"{self._step(step)}/{manifest.NAME}"
@@ -278,14 +277,27 @@ class Bucket(Place):
             return [(step, set(_entries(self.fs, self._step(step)))) for step in steps]
 
 
-def open_place(key: str, address: str) -> Place:
+def places_of(run: Path, options: Checkpoint, name: str) -> list[Place]:
+    """Where a run's checkpoints are: the first place, then the durable one. Raises ConfigError.
+
+    name: the run's; at places that are named in the configuration, where other runs may save as well,
+    it is the folder of this run.
+    """
+    first: Place = Directory((run / "checkpoints").absolute())
+    if options.directory is not None:
+        first = open_place("directory", options.directory, name)
+    if options.durable is None:
+        return [first]
+    durable = open_place("durable", options.durable, name)
+    if durable.address == first.address:
+        raise ConfigError(f"checkpoint.durable={options.durable}: is the first place, name a second one")
+    return [first, durable]
+
+
+def open_place(key: str, address: str, name: str = "") -> Place:
     """The place that a key of the configuration names. Raises ConfigError."""
     if "://" not in address:
-        return Directory(Path(address).expanduser().absolute())
-    if ":" in urlsplit(address).netloc.rpartition("@")[0]:
-        raise ConfigError(
-            f"checkpoint.{key}: an address holds no user and secret, they come from the environment"
-        )
+        return Directory(Path(address).expanduser().absolute() / name)
     options = S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
     try:
         fs, root = url_to_fs(address, **options)
@@ -295,10 +307,10 @@ def open_place(key: str, address: str) -> Place:
     except ValueError as error:
         raise ConfigError(f"checkpoint.{key}={address}: {error}") from None
     if isinstance(fs, LocalFileSystem):
-        return Directory(Path(root))
+        return Directory(Path(root) / name)
     if options:
         fs.retries = 1
-    return Bucket(address.rstrip("/"), fs, root.rstrip("/"))
+    return Bucket(f"{address.rstrip('/')}/{name}".rstrip("/"), fs, f"{root.rstrip('/')}/{name}".rstrip("/"))
 
 
 def _entries(fs: AbstractFileSystem, path: str) -> dict[str, int]:
@@ -324,7 +336,7 @@ def _is_set_aside(found: set[str]) -> bool:
     return any(name.startswith("manifest.damaged-") for name in found)
 
 
-def _newest_first(found: Iterable[str]) -> list[int]:
+def _newest_first(found: Collection[str]) -> list[int]:
     """Steps of names such as step-00001000."""
-    numbers = [name.removeprefix("step-") for name in found if name.startswith("step-")]
-    return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+    numbers = {int(name[5:]) for name in found if name.startswith("step-") and name[5:].isdecimal()}
+    return sorted((number for number in numbers if f"step-{number:08d}" in found), reverse=True)

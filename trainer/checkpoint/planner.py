@@ -48,6 +48,15 @@ class Saving(DefaultSavePlanner):
         ]
         return SavePlan(items)
 
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        """Raises RuntimeError for a piece that two ranks hold: torch would keep one of them in silence."""
+        seen: set[MetadataIndex] = set()
+        for item in (item for plan in all_plans for item in plan.items):
+            if item.index in seen:
+                raise RuntimeError(f"{item.index.fqn}: two ranks save the piece at {item.index.offset}")
+            seen.add(item.index)
+        return super().create_global_plan(all_plans)
+
     def lookup_object(self, index: MetadataIndex) -> Any:
         return _find(self.state_dict, index)
 

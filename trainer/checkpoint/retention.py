@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from configs.schema import Checkpoint
-from trainer.checkpoint.places import Place
+from trainer.checkpoint.places import Away, Place
 
 
 class Retention:
@@ -38,8 +38,12 @@ class Retention:
         if step not in self._values:
             try:
                 found = self._place.state(self._place.manifest(step)).get("evaluation") or {}
-            except ValueError:
+            except (ValueError, FileNotFoundError):
                 return math.inf
+            except Away as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    return math.inf
+                raise
             value = found.get(metric)
             self._values[step] = value if value is not None and math.isfinite(value) else math.inf
         return self._values[step]

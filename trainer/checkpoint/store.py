@@ -21,7 +21,7 @@ from trainer.checkpoint.agreement import cause, everywhere, insist, on_main
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.copying import Copier
 from trainer.checkpoint.loading import newest_whole
-from trainer.checkpoint.places import Away, Directory, Place, open_place, sync
+from trainer.checkpoint.places import Away, Directory, Place, places_of, sync
 from trainer.checkpoint.planner import Loading
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
@@ -30,7 +30,7 @@ from trainer.distributed import World
 from trainer.sharding.logical import Logical
 
 LONGEST_WRITE = timedelta(hours=4)
-"""How long a rank waits for others in the background; a rank that dies ends the wait at once."""
+"""How long a rank waits for others that read or write; a rank that dies ends the wait at once."""
 
 
 class Store:
@@ -48,15 +48,15 @@ class Store:
         """
         self.run, self.world = run, world
         self._who = Identity(run, name, attempt, strategy)
-        self.place, *second = places(run, options)
+        self.place, *second = places_of(run, options, name)
         self._staging = Staging() if options.asynchronous else None
         self._background = Background("checkpoints")
         self._overtaken = threading.Event()
         self._missing = ""
-        writers = _apart(world) if options.asynchronous else world
+        self._patient = _apart(world)
         self._target = Target(
             self.place,
-            writers,
+            self._patient,
             self._who,
             Retention(self.place, options),
             announce=lambda step: self._point_latest_to(self.place, step),
@@ -110,21 +110,22 @@ class Store:
         are, or if the checkpoint is of another model or run; nothing is overwritten then.
         """
         places = [self.place] + ([self._copier.place] if self._copier is not None else [])
-        found = newest_whole(places, self.world, self.run, self._who.name)
+        world = self._patient  # a rank may read a large file for longer than the loop's messages may take
+        found = newest_whole(places, world, self.run, self._who.name)
         if found is None:
             return None
         place, whole = found.place, found.manifest
         if differs := manifest.difference(whole.tensors, manifest.shapes(tensors)):
             raise ConfigError(f"{place.at(whole.step)}: a checkpoint of another model: {differs}")
         # A crash may have come between the checkpoint and the link to it.
-        on_main(self.world, lambda: self._point_latest_to(place, whole.step))
+        on_main(world, lambda: self._point_latest_to(place, whole.step))
         reader = place.reader(whole)
-        everywhere(self.world, lambda: bool(reader.read_metadata()))  # torch's load passes over its errors
+        everywhere(world, lambda: bool(reader.read_metadata()))  # torch's load passes over its errors
         try:
-            load(tensors, storage_reader=reader, planner=Loading(), process_group=self.world.host)
+            load(tensors, storage_reader=reader, planner=Loading(), process_group=world.host)
         except CheckpointException as error:  # no Exception in torch's hierarchy
             raise cause(error) from error
-        state: dict[str, Any] = on_main(self.world, lambda: place.state(whole))
+        state: dict[str, Any] = on_main(world, lambda: place.state(whole))
         return state
 
     def _write(
@@ -175,19 +176,6 @@ class Store:
 
     def _tell(self, event: str, **fields: object) -> None:
         events.record(self.run, event, **fields)
-
-
-def places(run: Path, options: Checkpoint) -> list[Place]:
-    """Where a run's checkpoints are: the first place, then the durable one. Raises ConfigError."""
-    first: Place = Directory((run / "checkpoints").absolute())
-    if options.directory is not None:
-        first = open_place("directory", options.directory)
-    if options.durable is None:
-        return [first]
-    durable = open_place("durable", options.durable)
-    if durable.address == first.address:
-        raise ConfigError(f"checkpoint.durable={options.durable}: is the first place, name a second one")
-    return [first, durable]
 
 
 def _apart(world: World) -> World:

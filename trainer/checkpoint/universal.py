@@ -46,9 +46,12 @@ def write(folder: Path, tensors: Iterable[tuple[str, Tensor]], state: dict[str, 
     final, temporary = folder / name, folder / f".{name}.partial-{os.getpid()}"
     if final.exists():
         raise ConfigError(f"--to={folder}: has {name} already, choose another directory")
+    state = {"progress": {"updates": state["step"]}} | state  # older checkpoints do not say
     updates = float(state["progress"]["updates"])
     for key, tensor in tensors:
         kind, parameter = key.split("/", 1)
+        if kind not in FILES or Path(parameter).name != parameter:
+            raise ConfigError(f"{key}: no name of a tensor")
         of_parameter = temporary / "zero" / parameter
         of_parameter.mkdir(parents=True, exist_ok=True)
         torch.save({"param": tensor}, of_parameter / f"{FILES[kind]}.pt")
@@ -111,8 +114,13 @@ def state(folder: Path) -> dict[str, Any]:
     """
     for file in filter(Path.is_file, (folder / name for name in MODEL_STATES)):
         said = _load(file)
-        if isinstance(said, dict) and isinstance(said.get("global_steps"), int):
-            return said
+        if not isinstance(said, dict):
+            continue
+        counts = [said.get("global_steps"), said.get("skipped_steps") or 0]
+        if all(isinstance(count, int) and count >= 0 for count in counts):
+            ours = said.get(OURS)
+            whole = isinstance(ours, dict) and ours.keys() >= {"step", "tokens", "data", "progress"}
+            return said if whole else {key: value for key, value in said.items() if key != OURS}
     raise ConfigError(f"{folder}: no file says how many steps it has been trained")
 
 

@@ -18,7 +18,7 @@ from cluster import attempt as attempts
 from trainer.checkpoint import manifest
 from trainer.checkpoint.agreement import cause, everywhere, on_main
 from trainer.checkpoint.manifest import File, Manifest
-from trainer.checkpoint.places import Away, NoSpace, Place
+from trainer.checkpoint.places import NoSpace, Place
 from trainer.checkpoint.planner import Saving
 from trainer.checkpoint.retention import Retention
 from trainer.distributed import World
@@ -108,8 +108,7 @@ class Target:
             self.announce(whole.step)
             return whole
 
-        if world.main:
-            place.abandon(step, attempt)  # what a try before this one has left
+        everywhere(world, lambda: place.abandon(step, attempt))  # what a try before this one has left
         leads = on_main(world, begin) and world.main
         try:
             leads = everywhere(world, lambda: leads or begin())[world.rank]
@@ -120,14 +119,14 @@ class Target:
             place.abandon(step, attempt)
             raise
         self.retention.forget(step)
-        kept = on_main(world, self._kept)
+        kept = on_main(world, lambda: self._kept(step))
         if kept is not None and (world.main or leads):
-            with suppress(Away):
+            with suppress(OSError, ValueError):  # old files are no reason to fail
                 place.tidy(kept)
         return whole
 
-    def _kept(self) -> set[int] | None:
+    def _kept(self, step: int) -> set[int] | None:
         """Steps that stay; none if that cannot be known now, the next checkpoint will do."""
-        with suppress(Away):
-            return self.retention.kept(self.needed())
+        with suppress(OSError, ValueError):
+            return self.retention.kept({*self.needed(), step})
         return None

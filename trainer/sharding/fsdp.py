@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import Shard
 
 from configs.schema import Config, ConfigError
@@ -94,6 +100,9 @@ class Fsdp:
         self.optimizer.zero_grad()
 
     def state(self) -> dict[str, Logical]:
+        for part in self.module.modules():  # a forward pass alone, as in an evaluation, leaves some gathered
+            if isinstance(part, FSDPModule):
+                part.reshard()
         return {name: logical(tensor) for name, tensor in self._updater.tensors()}
 
     def progress(self) -> Progress:

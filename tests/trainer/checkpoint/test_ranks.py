@@ -41,7 +41,7 @@ def equal(one: dict[str, Logical], other: dict[str, Logical]) -> bool:
 
 def store_of(run: Path, world: World, **options: object) -> Store:
     attempt = world.from_main(attempts.begin(run) if world.main else None)
-    return Store(run, world, attempt, "fsdp", Checkpoint(**options), "test")
+    return Store(run, world, attempt, "fsdp", Checkpoint(**options))
 
 
 def scene(run: Path, world: World, act: Callable[[Path, World], None]) -> None:

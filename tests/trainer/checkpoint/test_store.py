@@ -121,12 +121,44 @@ def test_an_error_of_the_file_system_is_no_damage(store: Store, monkeypatch: pyt
     assert loaded(store) == (3, 3.0)
 
 
-def test_checkpoints_of_another_run_are_refused(store: Store, world: World, tmp_path: Path) -> None:
+def test_checkpoints_of_another_run_are_refused(store: Store, world: World) -> None:
+    save(begin(store.run, world, "one"), 3)
+    with pytest.raises(ConfigError, match="a checkpoint of the run one, this is another"):
+        begin(store.run, world, "another").load(tensors())
+
+
+def test_runs_that_save_to_one_directory_leave_each_other_alone(world: World, tmp_path: Path) -> None:
+    shared = {"directory": str(tmp_path / "shared"), "keep_last": 1}
+    one, other = (begin(tmp_path / name, world, name, **shared) for name in ("one", "other"))
+    save(one, 1000)
+    save(other, 10, 20)
+    assert (loaded(one), loaded(other)) == ((1000, 1000.0), (20, 20.0))
+
+
+def test_a_place_that_is_empty_all_at_once_starts_nothing_over(world: World, tmp_path: Path) -> None:
+    directory = tmp_path / "mounted"
+    save(begin(tmp_path / "run", world, directory=str(directory)), 3)
+    directory.rename(tmp_path / "unmounted")
+    with pytest.raises(ConfigError, match="empty, though this run has saved step-00000003: is it mounted"):
+        loaded(begin(tmp_path / "run", world, directory=str(directory)))
+
+
+def test_a_new_checkpoint_stays_below_ones_that_cannot_be_used(store: Store, world: World) -> None:
+    save(store, 26, 30)
+    save(begin(store.run, world, keep_last=2), 25)
+    assert "step-00000025" in names(store)
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(store: Store) -> None:
     save(store, 3)
-    other = begin(tmp_path / "other", world, directory=str(checkpoints(store)))
-    other._who = other._who.__class__(tmp_path / "other", "another", 1, "ddp")
-    with pytest.raises(ConfigError, match="a checkpoint of the run test, this is another"):
-        other.load(tensors())
+    content = (checkpoints(store) / "step-00000003" / "manifest.json").read_bytes()
+    whole = Manifest.parse(content)
+    for place in range(len(content)):
+        flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        try:
+            assert Manifest.parse(flipped) == whole
+        except ValueError:
+            continue
 
 
 def rewrite_manifest(path: Path) -> None:
@@ -160,7 +192,7 @@ def test_a_checkpoint_of_an_older_version_is_loaded(store: Store) -> None:
     save(store, 3)
     path = checkpoints(store) / "step-00000003" / "manifest.json"
     values = json.loads(path.read_text())
-    del values["run"], values["time"]
+    del values["run"], values["time"], values["sha256"]
     path.write_text(json.dumps(values))
     assert loaded(store) == (3, 3.0)
 

@@ -113,6 +113,15 @@ def furthest(strategy: Strategy, whole: dict[str, Tensor]) -> float:
     )
 
 
+def copied(strategy: Strategy) -> dict[tuple[str, tuple[int, ...]], Tensor]:
+    """Name, place and numbers of every piece of this rank's state as it is now."""
+    return {
+        (name, piece.offsets): piece.tensor.clone()
+        for name, held in strategy.state().items()
+        for piece in held.pieces
+    }
+
+
 def train(configured: Config, world: World, expected: dict[str, Any]) -> dict[str, Any]:
     module = build_model(configured, VOCABULARY, 0)
     strategy = shard(module, configured, world)
@@ -133,8 +142,20 @@ def train(configured: Config, world: World, expected: dict[str, Any]) -> dict[st
         norms.append(strategy.step(LR).item())
         dist.all_reduce(loss_sum)
         losses.append(loss_sum.item() / (ROWS * TOKENS))
+    before = copied(strategy)
+    strategy.module.eval()
+    with torch.no_grad():
+        strategy.logits(rows(0)[:1, :-1])
+    strategy.module.train()
+    untouched = copied(strategy)
     own = sum(piece.tensor.numel() for held in strategy.state().values() for piece in held.own().pieces)
     return {
+        "evaluation_leaves_no_trace": all(
+            world.gather(
+                before.keys() == untouched.keys() and all(before[key].equal(untouched[key]) for key in before)
+            )
+        ),
+        "moments": max(world.gather(max(t.abs().max().item() for (n, _), t in before.items() if "exp" in n))),
         "losses": losses,
         "norms": norms,
         "from_first": max(world.gather(from_first)),
@@ -204,3 +225,11 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_strategy(
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_ranks_save_every_number_once(found: dict[Any, Any], case: tuple[str, ...]) -> None:
     assert found[case]["saved"] == found[case]["numbers"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_an_evaluation_before_a_save_leaves_weights_and_moments_as_they_are(
+    found: dict[Any, Any], case: tuple[str, ...]
+) -> None:
+    assert found[case]["evaluation_leaves_no_trace"]
+    assert found[case]["moments"] > 0
