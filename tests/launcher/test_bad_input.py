@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import STEPS, Runs, contents, happened
 from support import SEQUENCE_LENGTH, event_names, metrics, sentences, write_shard
 
 from launcher import registry
-from runs import STEPS, Runs, contents, happened
 
 SAVED_EVERY_STEPS = 2
 DISK_KIB = 1500

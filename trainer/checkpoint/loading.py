@@ -27,7 +27,7 @@ class Found:
     manifest: Manifest
 
 
-def newest_whole(places: list[Place], world: World, run: Path, name: str) -> Found | None:
+def newest_whole(places: list[Place], world: World, run: Path) -> Found | None:
     """The newest whole checkpoint; of two of the same step that of the first place. None for a new run.
 
     Each rank verifies its share of the files. A damaged checkpoint is set aside with an event, and the
@@ -43,8 +43,6 @@ def newest_whole(places: list[Place], world: World, run: Path, name: str) -> Fou
         found = on_main(world, partial(_manifest, place, step))
         problem = found if isinstance(found, str) else _problem(place, found, world)
         if problem is None and isinstance(found, Manifest):
-            if found.run and name and found.run != name:
-                raise ConfigError(f"{place.at(step)}: a checkpoint of the run {found.run}, this is {name}")
             return Found(place, found)
         if problem == SCATTERED:
             scattered = place.at(step)

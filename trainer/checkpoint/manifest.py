@@ -48,8 +48,6 @@ class Manifest:
     strategy: str
     tensors: dict[str, list[int]]
     files: list[File]
-    run: str = ""
-    """Name of the run."""
     time: float = 0.0
     """When it was written, in seconds since 1970."""
 

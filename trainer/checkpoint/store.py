@@ -42,12 +42,12 @@ class Store:
     def __init__(
         self, run: Path, world: World, attempt: int, strategy: str, options: Checkpoint, name: str = ""
     ) -> None:
-        """strategy: told in manifests. name: the run's; checkpoints of others are refused.
+        """strategy: told in manifests. name: the run's, of its folder at places that runs may share.
 
         Raises ConfigError for a place that cannot be opened.
         """
         self.run, self.world = run, world
-        self._who = Identity(run, name, attempt, strategy)
+        self._who = Identity(run, attempt, strategy)
         self.place, *second = places_of(run, options, name)
         self._staging = Staging() if options.asynchronous else None
         self._background = Background("checkpoints")
@@ -107,11 +107,11 @@ class Store:
         """Fill `tensors` from the newest whole checkpoint; returns its state, or None for a new run.
 
         Damaged checkpoints are set aside with an event. Raises ConfigError if damaged ones are all there
-        are, or if the checkpoint is of another model or run; nothing is overwritten then.
+        are, or if the checkpoint is of another model; nothing is overwritten then.
         """
         places = [self.place] + ([self._copier.place] if self._copier is not None else [])
         world = self._patient  # a rank may read a large file for longer than the loop's messages may take
-        found = newest_whole(places, world, self.run, self._who.name)
+        found = newest_whole(places, world, self.run)
         if found is None:
             return None
         place, whole = found.place, found.manifest

@@ -30,7 +30,6 @@ class Identity:
     """Whose checkpoints these are."""
 
     run: Path
-    name: str
     attempt: int
     strategy: str
 
@@ -74,7 +73,7 @@ class Target:
 
         def describe(files: list[File]) -> Manifest:
             shapes = manifest.shapes(tensors)
-            return Manifest(step, who.attempt, world.size, who.strategy, shapes, files, who.name, time.time())
+            return Manifest(step, who.attempt, world.size, who.strategy, shapes, files, time.time())
 
         try:
             return self.publish(step, fill, describe), own
