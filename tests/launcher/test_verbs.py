@@ -37,9 +37,9 @@ def test_help_names_every_verb(runs: Runs) -> None:
         (["plan", "--figure", "absent/plan.png"], "--figure=absent/plan.png: "),
         (["plan", "--figure", "plan.doc"], "--figure=plan.doc: "),
         (["plan", "plan.deadline_days=1e-9", "hardware=h100-sxm-80gb"], "above the peak of "),
-        (["train", "sharding=zero2"], "sharding.strategy=zero2: can be planned but not trained yet"),
+        (["train", "precision.compute=fp8"], "precision.compute=fp8: can be planned but not trained yet"),
         (["plan", "--verify", "sharding=zero2"], "sharding.strategy=zero2: "),
-        (["export", "first", "--step", "7"], "checkpoints/step-00000007: no such checkpoint"),
+        (["export", "first", "--step", "7"], "has no step-00000007 in "),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(runs: Runs, arguments: list[str], line: str) -> None:
