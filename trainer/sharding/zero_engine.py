@@ -56,10 +56,6 @@ def refuse(config: Config, world: World) -> None:
     for key in ("quantized_weights", "quantized_gradients"):
         if getattr(sharding, key) and world.device.type != "cuda":
             raise ConfigError(f"sharding.{key}=true: needs GPUs")
-    if sharding.secondary_degree and world.size % sharding.secondary_degree:
-        raise ConfigError(
-            f"sharding.secondary_degree={sharding.secondary_degree}: must divide the {world.size} ranks"
-        )
     if config.precision.compute == "fp16" and not _deepspeed().get_accelerator().is_fp16_supported():
         raise ConfigError(
             f"precision.compute=fp16: not supported by DeepSpeed on this {world.device.type}, "
