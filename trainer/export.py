@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from cluster import events, exit_codes
 from cluster.signals import die_with_parent
+from cluster.streams import libraries_to_stderr
 from configs.load import load
 from configs.schema import Config, ConfigError
 from trainer.adapters import add_adapters, merge_adapters
@@ -130,7 +131,8 @@ def main() -> int:
     arguments = parser.parse_args()
     run: Path = arguments.run
     try:
-        target = export(run, arguments.step, arguments.to or run / "export")
+        with libraries_to_stderr():
+            target = export(run, arguments.step, arguments.to or run / "export")
     except ConfigError as error:
         print(f"trainyard: {error}", file=sys.stderr)
         return exit_codes.BAD_INPUT

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from cluster.streams import libraries_to_stderr
+
 
 def sample(
     directory: Path, prompt: str, tokens: int, temperature: float, top_k: int, top_p: float, seed: int
@@ -40,7 +42,10 @@ def main() -> int:
     parser.add_argument("--top-k", type=int, default=50)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=0)
-    print(sample(**vars(parser.parse_args())))
+    arguments = parser.parse_args()
+    with libraries_to_stderr():
+        text = sample(**vars(arguments))
+    print(text)
     return 0
 
 

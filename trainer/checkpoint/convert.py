@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from cluster import attempt as attempts
 from cluster import events, exit_codes
+from cluster.streams import libraries_to_stderr
 from configs.load import load
 from configs.schema import Config, ConfigError
 from trainer.checkpoint import universal
@@ -67,12 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     directory: Path = arguments.run
     if arguments.step is not None and arguments.step < 0:
         raise ConfigError(f"--step={arguments.step}: must be 0 or more")
-    if arguments.source is not None:
-        print(take_in(directory, arguments.source, arguments.step))
-    elif arguments.layout == "huggingface":
-        print(export(directory, arguments.step, arguments.to))
-    else:
-        print(to_universal(directory, arguments.step, arguments.to))
+    with libraries_to_stderr():
+        if arguments.source is not None:
+            written = take_in(directory, arguments.source, arguments.step)
+        elif arguments.layout == "huggingface":
+            written = str(export(directory, arguments.step, arguments.to))
+        else:
+            written = str(to_universal(directory, arguments.step, arguments.to))
+    print(written)
     return exit_codes.DONE
 
 
