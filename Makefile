@@ -29,7 +29,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[deepspeed,lora,s3,test,lint,docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[deepspeed,fast,lora,s3,test,lint,docs]'
 	touch $@
 
 clean:

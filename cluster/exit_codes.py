@@ -1,6 +1,8 @@
 """Exit codes of all programs: agent, worker, command line and batch scripts read the same table."""
 
 DONE = 0
+CRASH = 1
+"""Ended by something that may have passed by the next attempt: retried within a budget."""
 BAD_INPUT = 2
 """Bad input or configuration. Never retried."""
 MISSING_FROM_ENVIRONMENT = 3

@@ -12,14 +12,16 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from configs.machines import Cluster, Hardware, PeakTflops, PlanOptions
-from configs.section import ConfigError, Fraction, Name, Paths, Section, Size, Text, Tokens
+from configs.section import ConfigError, Fraction, Name, Section, Size, Text, Tokens
 from configs.states import Checkpoint, Precision, Sharding
+from configs.text import Data
 
 __all__ = [
     "Checkpoint",
     "Cluster",
     "Config",
     "ConfigError",
+    "Data",
     "Hardware",
     "PeakTflops",
     "PlanOptions",
@@ -148,41 +150,6 @@ class Budget(Section):
         return self
 
 
-class Corpus(Section):
-    """One source of documents."""
-
-    train: Paths = None
-    """Shards: paths, globs or fsspec addresses of .json, .jsonl (plain, .gz or .zst) or .parquet files;
-    none means that the corpus is only evaluated."""
-    validation: Paths = None
-    """Held-out shards, in the same forms; none means no evaluation on this corpus."""
-    weight: Annotated[float, Field(ge=1e-9, le=1e15)] = 1.0
-    """Share of rows drawn from this corpus, relative to the other corpora."""
-    text_field: Text = "text"
-    """Field of a document that holds its text."""
-
-
-class Data(Section):
-    """Text, its mixture and its order."""
-
-    corpora: dict[Name, Corpus]
-    """Corpora by name; at least one has train shards."""
-    lanes: Size = 16
-    """Independent streams the rows are dealt from; part of the order, so fixed for a run."""
-    shuffle_window: Size = 256
-    """Documents that are shuffled as one block."""
-    prefetch_batches: Size = 4
-    """Batches a rank prepares ahead of the loop."""
-    on_corrupt: Literal["skip", "fail"] = "skip"
-    """What a damaged document or shard does: skip it with an event, or end the run."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Data:
-        if not any(corpus.train for corpus in self.corpora.values()):
-            raise ValueError("data.corpora: nothing to train on, give data.corpora.NAME.train=GLOB")
-        return self
-
-
 class Objective(Section):
     """What the model learns to predict."""
 
@@ -191,6 +158,8 @@ class Objective(Section):
     logits: Literal["fp32", "bf16", "chunked"] = "fp32"
     """Format of logits and loss: fp32 copies them, bf16 does not, chunked never holds all at once.
     chunked is planned, not trained yet."""
+    mask_documents: bool = False
+    """Whether a token attends only to its own document, in which positions count from 0."""
 
 
 class Optimizer(Section):

@@ -55,6 +55,8 @@ def commands() -> str:
     parts = [COMMANDS, _block(parser.format_help())]
     for verb in VERBS:
         parts += [f"## {verb}\n", _block(verbs[verb].format_help())]
+        nested = [action.choices for action in verbs[verb]._actions if isinstance(action.choices, dict)]
+        parts += [_block(inner.format_help()) for choices in nested for inner in choices.values()]
     return "\n".join(parts)
 
 

@@ -14,12 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-import yaml
-
 from cluster import exit_codes
-from configs.compose import compose
 from configs.load import first_line, load, reason, unknown
 from configs.schema import Config, ConfigError
+from launcher.programs import checkpoint, config_of, data, export, print_config, sample, tokenize
 
 FOLLOW_SECONDS = 0.2
 
@@ -64,9 +62,9 @@ def plan(options: argparse.Namespace) -> int:
     from launcher.plan import table
     from launcher.plan.plan import make_plan, resolve, too_fast
 
-    config = _config(options)
+    config = config_of(options)
     if options.cfg:
-        return _print_config(config)
+        return print_config(config)
     config = resolve(config)
     if options.calibrate:
         from launcher.plan.calibration import calibrate
@@ -93,9 +91,9 @@ def plan(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """train on this machine and watch, Ctrl-C saves and stops"""
-    config = _config(options)
+    config = config_of(options)
     if options.cfg:
-        return _print_config(config)
+        return print_config(config)
     directory, held = _prepare(config)
     with held:
         return _watch_locally(directory)
@@ -106,9 +104,9 @@ def launch(options: argparse.Namespace) -> int:
     from launcher.backends import local
     from launcher.freeze import run_directory
 
-    config = _config(options)
+    config = config_of(options)
     if options.cfg:
-        return _print_config(config)
+        return print_config(config)
     if options.dry_run:
         checked, _ = _checked(config)
         print(shlex.join(local.supervisor_command(run_directory(checked))))
@@ -203,38 +201,12 @@ def report(options: argparse.Namespace) -> int:
     return exit_codes.DONE
 
 
-def sample(options: argparse.Namespace) -> int:
-    """let a run's exported model continue a prompt"""
-    from launcher import registry
-
-    directory = registry.find(options.run) / "export"
-    if not directory.is_dir():
-        raise ConfigError(f"{directory}: not exported yet; `trainyard export {options.run}` does it")
-    return _trainer("trainer.sampling", str(directory), *options.rest)
-
-
-def export(options: argparse.Namespace) -> int:
-    """write a checkpoint as a Hugging Face directory"""
-    from launcher import registry
-
-    return _trainer("trainer.export", str(registry.find(options.run)), *options.rest)
-
-
-def checkpoint(options: argparse.Namespace) -> int:
-    """list a run's checkpoints, verify them, or convert them from and to other layouts"""
-    from launcher import registry
-
-    directory = registry.find(options.run)
-    arguments = ("trainer.checkpoint", options.what, str(directory), *options.rest)
-    if not any(word.startswith("--from") for word in options.rest):
-        return _trainer(*arguments)
-    with registry.hold(directory):  # what is training must not find a checkpoint that it has not written
-        return _trainer(*arguments)
-
-
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     verb.__name__: verb
-    for verb in (plan, train, launch, resume, runs, logs, cancel, report, sample, export, checkpoint)
+    for verb in (
+        *(plan, train, launch, resume, runs, logs, cancel, report, sample, export, checkpoint, data),
+        tokenize,
+    )
 }
 
 
@@ -245,20 +217,25 @@ def _parser() -> Parser:
     for name, action in VERBS.items():
         verb = verbs.add_parser(name, help=action.__doc__, description=action.__doc__)
         verb.set_defaults(verb=name, action=action)
-        if name in ("plan", "train", "launch"):
-            verb.add_argument(
-                "overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as model=llama-7b"
-            )
-            verb.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
-            verb.add_argument("--config-dir", type=Path, metavar="DIR", help="more YAML groups of your own")
+        if name in ("plan", "train", "launch", "tokenize"):
+            _add_config_options(verb)
+        elif name == "data":
+            actions = verb.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
+            text = "shards, documents, tokens, repeats, faults and a row of each corpus"
+            inspect = actions.add_parser("inspect", help=text, description=text)
+            _add_config_options(inspect)
+            inspect.add_argument("--exact", action="store_true", help="read everything instead of a sample")
+            inspect.add_argument("--json", action="store_true", help="print one JSON object")
         elif name != "runs":
             if name == "checkpoint":
                 verb.add_argument("what", choices=["ls", "verify", "convert"], help="what to do")
             verb.add_argument("run", metavar="RUN", help="a run's name or directory")
-        if name in ("plan", "runs"):
+        if name in ("plan", "runs", "tokenize"):
             verb.add_argument("--json", action="store_true", help="print one JSON object")
     _add_plan_options(verbs.choices["plan"])
     verbs.choices["launch"].add_argument("--dry-run", action="store_true", help="print, submit nothing")
+    verbs.choices["tokenize"].add_argument("--part", default="1/1", metavar="I/N", help="one of N shares")
+    verbs.choices["tokenize"].add_argument("--verify", action="store_true", help="only check what is there")
     verbs.choices["resume"].add_argument("--detach", action="store_true", help="return at once")
     verbs.choices["logs"].add_argument("-f", "--follow", action="store_true", help="until the run ends")
     verbs.choices["logs"].add_argument("--rank", type=int, help="the log file of one rank")
@@ -271,6 +248,14 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_config_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as model=llama-7b"
+    )
+    verb.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+    verb.add_argument("--config-dir", type=Path, metavar="DIR", help="more YAML groups of your own")
+
+
 def _add_plan_options(verb: argparse.ArgumentParser) -> None:
     modes = verb.add_mutually_exclusive_group()
     modes.add_argument("--explain", action="store_true", help="formula and source of every number")
@@ -279,18 +264,9 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--figure", type=Path, metavar="FILE", help="draw memory and loss: .png, .svg or .pdf")
 
 
-def _config(options: argparse.Namespace) -> Config:
-    return compose(options.overrides, options.config_dir)
-
-
 def _name(directory: Path) -> str:
     """A run's name, by which the registry knows it."""
     return load(directory / "config.yaml").run.name or directory.name
-
-
-def _print_config(config: Config) -> int:
-    print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), end="")
-    return exit_codes.DONE
 
 
 def _print_answer(answer: dict[str, Any], render: Callable[[dict[str, Any]], Any], as_json: bool) -> int:
@@ -368,8 +344,3 @@ def _print_outcome(directory: Path, code: int | None = None) -> None:
     line = f"trainyard: {directory}: {status['state']} at step {status['step']}{why}{hint}"
     with contextlib.suppress(OSError):  # the terminal may be gone, the exit code is not
         print(line, file=sys.stderr)
-
-
-def _trainer(module: str, *arguments: str) -> int:
-    """Run a program that needs torch, in its own process, so that this one starts fast."""
-    return subprocess.run([sys.executable, "-P", "-m", module, *arguments]).returncode

@@ -31,9 +31,7 @@ def freeze(config: Config, plan: dict[str, Any]) -> Path:
     run = run_directory(config)
     check_unused(run)
     if config.budget.kind != "epochs":  # the trainer counts the tokens of an epoch exactly
-        amounts = dict.fromkeys(("flops", "gpu_hours", "usd", "days"))
-        fixed = {"kind": "tokens", "tokens": plan["budget"]["tokens"], **amounts}
-        config.budget = config.budget.model_copy(update=fixed)
+        config = fixed_budget(config, plan)
     try:
         frozen = run / "frozen"
         frozen.mkdir(parents=True, exist_ok=True)
@@ -56,6 +54,13 @@ def freeze(config: Config, plan: dict[str, Any]) -> Path:
     except OSError as error:
         raise ConfigError(f"run.directory={run}: cannot be written: {error.strerror}") from None
     return run
+
+
+def fixed_budget(config: Config, plan: dict[str, Any]) -> Config:
+    """The configuration with the tokens that its plan came to as its budget."""
+    amounts = dict.fromkeys(("flops", "gpu_hours", "usd", "days"))
+    fixed = {"kind": "tokens", "tokens": plan["budget"]["tokens"], **amounts}
+    return config.model_copy(update={"budget": config.budget.model_copy(update=fixed)})
 
 
 def run_directory(config: Config) -> Path:
@@ -97,8 +102,9 @@ def check_local_paths(config: Config) -> None:
     for name, corpus in config.data.corpora.items():
         for split in ("train", "validation"):
             for pattern in getattr(corpus, split) or []:
-                files = [pattern] if os.path.isfile(pattern) else filter(os.path.isfile, glob.glob(pattern))
-                if "://" not in pattern and not any(files):
+                path = pattern.removeprefix("@")
+                files = [path] if os.path.isfile(path) else filter(os.path.isfile, glob.glob(path))
+                if "://" not in path and not any(files):
                     raise ConfigError(f"data.corpora.{name}.{split}={pattern}: no such file")
     for key in ("path", "tokenizer"):
         value = getattr(config.model, key)

@@ -24,6 +24,7 @@ def main() -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+    from trainer.data.damage import Unavailable
     from trainer.distributed import World
     from trainer.loop import train
     from trainer.session import open_session
@@ -34,6 +35,8 @@ def main() -> int:
         code = train(open_session(run, load(run / "config.yaml"), world, attempt), stop)
     except ConfigError as error:
         _end(run, world.rank, exit_codes.BAD_INPUT, str(error))
+    except Unavailable as error:
+        _end(run, world.rank, exit_codes.CRASH, str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

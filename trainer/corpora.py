@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from cluster import events
 from configs.schema import Config, ConfigError
+from trainer.data.blocks import Corpus
+from trainer.data.census import rows_for
 from trainer.data.damage import Damage, DamageReport
-from trainer.data.shards import Shard, documents, list_shards
-from trainer.data.tokenizer import DocumentTokenizer, load_tokenizer
+from trainer.data.decontaminate import Decontamination, HeldOut
+from trainer.data.listing import Shard, list_shards
+from trainer.data.order import Order
+from trainer.data.shards import Reading, documents
+from trainer.data.texts import TextCorpus
+from trainer.data.tokenized import TokenizedCorpus
+from trainer.data.tokenizer import DocumentTokenizer, choose_engine, load_tokenizer
 from trainer.distributed import World
 from trainer.evaluation import Rows, validation_rows
 
 MEET_SECONDS = 60
+ORDER = 2
+"""Version of the rules by which rows follow from corpora and seed."""
+
+Shards = dict[str, list[Shard]]
 
 
 @dataclass(frozen=True)
@@ -24,18 +39,21 @@ class Corpora:
     """Text of a run."""
 
     tokenizer: DocumentTokenizer
-    train: dict[str, list[Shard]]
+    train: dict[str, Corpus]
     """Corpora that are trained on."""
     validation: dict[str, Rows]
     """Held-out rows by corpus, [rows, sequence_length + 1]."""
     epoch_tokens: int | None
     """Tokens of one pass over the corpus with the largest weight; only counted for budget=epochs."""
+    fingerprints: dict[str, Any]
+    """By key, what decides the order of rows; a checkpoint resumes only where all are the same."""
+    decontamination: Decontamination | None
 
 
 def load_corpora(run: Path, config: Config, world: World) -> Corpora:
     """List shards once, on rank 0, and read held-out rows. Raises ConfigError naming the key."""
     tokenizer = load_tokenizer(config.model)
-    report = DamageReport(run, config.data.on_corrupt, world.rank, silent=not world.main)
+    report = DamageReport(run, config.data.faults, world.rank, silent=not world.main)
     failure, listing = None, None
     if world.main:
         try:
@@ -47,20 +65,28 @@ def load_corpora(run: Path, config: Config, world: World) -> Corpora:
         raise failure
     assert listing is not None
     train, held_out = listing
+    reading = Reading.of(config.data, run)
+    _choose_engine(run, config, world, tokenizer, train, reading)
     validation = {}
     for name, shards in held_out.items():
         field = config.data.corpora[name].text_field
-        rows = validation_rows(
-            shards, field, tokenizer, config.model.sequence_length, config.evaluation.rows, report
-        )
+        texts = (text for shard in shards for _, text in documents(shard, field, report, reading))
+        rows = validation_rows(texts, tokenizer, config.model.sequence_length, config.evaluation.rows)
         if not len(rows):
             raise ConfigError(
                 f"data.corpora.{name}.validation: no readable document with text in its field {field}"
             )
         validation[name] = rows
+    told = DamageReport(run, config.data.faults, world.rank)
+    cleaned = _decontamination(config, held_out, report, reading)
+    corpora = {
+        name: _corpus(config, name, shards, tokenizer, told, reading, cleaned)
+        for name, shards in train.items()
+    }
     counted = config.budget.kind == "epochs"
-    epoch_tokens = _epoch_tokens(run, config, world, train, tokenizer) if counted else None
-    return Corpora(tokenizer, train, validation, epoch_tokens)
+    epoch_tokens = _epoch_tokens(run, config, world, train, tokenizer, reading, cleaned) if counted else None
+    fingerprints = _fingerprints(config, train, tokenizer)
+    return Corpora(tokenizer, corpora, validation, epoch_tokens, fingerprints, cleaned)
 
 
 def steps_of(config: Config, corpora: Corpora) -> int:
@@ -69,31 +95,130 @@ def steps_of(config: Config, corpora: Corpora) -> int:
     if tokens is None:
         assert config.budget.epochs is not None
         assert corpora.epoch_tokens is not None
-        name = _largest(config, corpora.train)
-        share = config.data.corpora[name].weight / sum(
-            config.data.corpora[other].weight for other in corpora.train
-        )
-        tokens = round(config.budget.epochs * corpora.epoch_tokens / share)
+        wanted = math.ceil(config.budget.epochs * corpora.epoch_tokens / config.model.sequence_length)
+        order = Order(config.data, config.model.sequence_length, config.seed)
+        rows = rows_for(order, _largest(config, corpora.train), wanted)
+        return max(1, math.ceil(rows / config.global_batch))
     return max(1, math.ceil(tokens / (config.global_batch * config.model.sequence_length)))
 
 
-def _frozen_list(
-    run: Path, config: Config, on_damage: Callable[[Damage], None]
-) -> tuple[dict[str, list[Shard]], dict[str, list[Shard]]]:
+def _corpus(
+    config: Config,
+    name: str,
+    shards: list[Shard],
+    tokenizer: DocumentTokenizer,
+    on_damage: Callable[[Damage], None],
+    reading: Reading,
+    cleaned: Decontamination | None,
+) -> Corpus:
+    data = config.data
+    if data.tokenized is not None:
+        return TokenizedCorpus.open(data, name, shards, tokenizer)
+    return TextCorpus(
+        shards,
+        data.corpora[name].text_field,
+        data.shuffle_window,
+        tokenizer,
+        on_damage,
+        reading,
+        None if cleaned is None else partial(cleaned.kept, name),
+    )
+
+
+def _choose_engine(
+    run: Path, config: Config, world: World, tokenizer: DocumentTokenizer, train: Shards, reading: Reading
+) -> None:
+    """Rank 0 compares engines on the first documents; the others take the one that it took."""
+    setting = config.data.engine
+    failure, reason = None, None
+    if world.main:
+        texts = _first_texts(config, train, reading)
+        try:
+            _, reason = choose_engine(tokenizer, setting, texts)
+        except ConfigError as error:
+            failure = error
+        else:
+            events.record(run, "tokenizer_engine", engine=tokenizer.engine, reason=reason)
+    failure, engine = world.from_main((failure, tokenizer.engine))
+    if failure is not None:
+        raise failure
+    if not world.main:
+        choose_engine(tokenizer, engine, ())
+
+
+def _first_texts(config: Config, train: Shards, reading: Reading) -> Iterator[str]:
+    """Documents of all corpora, in turn, from the beginnings of their first shards."""
+
+    def ignore(damage: Damage) -> None:
+        """Told when it is trained on."""
+
+    readers = [
+        (
+            text
+            for shard in shards
+            for _, text in documents(shard, config.data.corpora[name].text_field, ignore, reading)
+        )
+        for name, shards in train.items()
+    ]
+    while readers:
+        for reader in list(readers):
+            text = next(reader, None)
+            if text is None:
+                readers.remove(reader)
+            else:
+                yield text
+
+
+def _decontamination(
+    config: Config, held_out: Shards, on_damage: Callable[[Damage], None], reading: Reading
+) -> Decontamination | None:
+    """Held-out documents of all corpora, which no training document may be."""
+    kind = config.data.decontaminate
+    if kind == "none" or config.data.tokenized is not None:  # done when it was tokenized
+        return None
+    texts = (
+        text
+        for name, shards in held_out.items()
+        for shard in shards
+        for _, text in documents(shard, config.data.corpora[name].text_field, on_damage, reading)
+    )
+    return Decontamination(HeldOut.of(texts, kind))
+
+
+def _fingerprints(config: Config, train: Shards, tokenizer: DocumentTokenizer) -> dict[str, Any]:
+    data = config.data
+    keys = {
+        "order": ORDER,
+        "seed": config.seed,
+        "model.sequence_length": config.model.sequence_length,
+        "model.tokenizer": tokenizer.fingerprint,
+        "data.lanes": data.lanes,
+        "data.shuffle_window": data.shuffle_window,
+        "data.packing": data.packing,
+        "data.temperature": data.temperature,
+        "data.decontaminate": data.decontaminate,
+        "data.stages": [stage.model_dump() for stage in data.stages],
+    }
+    for name, shards in train.items():
+        listed = json.dumps([list(shard) for shard in shards])
+        keys[f"data.corpora.{name}.train"] = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+        keys[f"data.corpora.{name}.weight"] = data.corpora[name].weight
+        keys[f"data.corpora.{name}.text_field"] = data.corpora[name].text_field
+    return keys
+
+
+def _frozen_list(run: Path, config: Config, on_damage: Callable[[Damage], None]) -> tuple[Shards, Shards]:
     """The shards as the first attempt found them, kept in RUN/shards.json.
 
-    Positions in the data count shards, so files that come or go later must not move them. Raises
-    ConfigError if one has gone or changed its size.
+    Positions in the data count shards, so files that come or go later must not move them. A store that does
+    not answer now does not hinder: what has changed is found where it is read, too.
     """
     kept = run / "shards.json"
     if not kept.exists():
         train, held_out = _list(config, on_damage)
         named = {"train": train, "validation": held_out}
         values = {
-            split: {
-                name: [[shard.address, shard.size_bytes] for shard in shards]
-                for name, shards in found.items()
-            }
+            split: {name: [list(shard) for shard in shards] for name, shards in found.items()}
             for split, found in named.items()
         }
         written = kept.with_suffix(".new")
@@ -106,15 +231,18 @@ def _frozen_list(
         for split in ("train", "validation")
     )
     for name, shards in train.items():
-        present = set(list_shards(f"data.corpora.{name}.train", config.data.corpora[name].train or []))
-        if changed := [shard for shard in shards if shard not in present]:
-            raise ConfigError(f"data.corpora.{name}.train={changed[0].address}: changed since the run began")
+        try:
+            present = set(list_shards(f"data.corpora.{name}.train", config.data.corpora[name].train or []))
+        except ConfigError as error:
+            events.record(run, "shards_unchecked", corpus=name, reason=str(error))
+            continue
+        for shard in shards:
+            if shard not in present:
+                on_damage(Damage("changed", shard.address, 0, "changed since the run began"))
     return train, held_out
 
 
-def _list(
-    config: Config, on_damage: Callable[[Damage], None]
-) -> tuple[dict[str, list[Shard]], dict[str, list[Shard]]]:
+def _list(config: Config, on_damage: Callable[[Damage], None]) -> tuple[Shards, Shards]:
     train, held_out = {}, {}
     for name, corpus in config.data.corpora.items():
         key = f"data.corpora.{name}"
@@ -129,16 +257,22 @@ def _filled(shards: list[Shard], on_damage: Callable[[Damage], None]) -> list[Sh
     """Shards that are not empty: a lane must not be dealt nothing but an empty one."""
     for shard in shards:
         if shard.size_bytes == 0:
-            on_damage(Damage(shard.address, 0, "empty file", rest_lost=True))
+            on_damage(Damage("shard", shard.address, 0, "empty file"))
     return [shard for shard in shards if shard.size_bytes != 0]
 
 
-def _largest(config: Config, names: dict[str, list[Shard]]) -> str:
+def _largest(config: Config, names: Iterable[str]) -> str:
     return min(names, key=lambda name: (-config.data.corpora[name].weight, name))
 
 
 def _epoch_tokens(
-    run: Path, config: Config, world: World, train: dict[str, list[Shard]], tokenizer: DocumentTokenizer
+    run: Path,
+    config: Config,
+    world: World,
+    train: Shards,
+    tokenizer: DocumentTokenizer,
+    reading: Reading,
+    cleaned: Decontamination | None,
 ) -> int:
     """Tokens of the corpus with the largest weight, counted once per run and kept in RUN/epoch-tokens.
 
@@ -151,9 +285,14 @@ def _epoch_tokens(
         return known
     name = _largest(config, train)
     field = config.data.corpora[name].text_field
-    report = DamageReport(run, config.data.on_corrupt, world.rank)
+    report = DamageReport(run, config.data.faults, world.rank)
     own = train[name][world.rank :: world.size]
-    texts = (text for shard in own for _, text in documents(shard, field, report))
+    texts = (
+        text
+        for shard in own
+        for number, text in documents(shard, field, report, reading)
+        if cleaned is None or cleaned.kept(name, {number: text})
+    )
     lengths = map(len, tokenizer.encode_stream(texts))
     total, counting = 0, 1
     while counting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor
 
 from configs.schema import Config
 from trainer import objective
-from trainer.data.damage import Damage
-from trainer.data.shards import Shard, documents
 from trainer.data.tokenizer import DocumentTokenizer
 from trainer.distributed import World
 
@@ -21,14 +19,9 @@ Rows = NDArray[np.int32]
 
 
 def validation_rows(
-    shards: list[Shard],
-    text_field: str,
-    tokenizer: DocumentTokenizer,
-    sequence_length: int,
-    most_rows: int,
-    on_damage: Callable[[Damage], None],
+    texts: Iterable[str], tokenizer: DocumentTokenizer, sequence_length: int, most_rows: int
 ) -> Rows:
-    """Documents in file order, concatenated and cut: [rows, sequence_length + 1].
+    """Documents in their order, concatenated and cut: [rows, sequence_length + 1].
 
     Rows overlap by one token, so each token but the first is a target once. The last row is filled
     up with objective.IGNORED.
@@ -36,7 +29,6 @@ def validation_rows(
     wanted = most_rows * sequence_length + 1
     pieces: list[Rows] = []
     collected = 0
-    texts = (text for shard in shards for _, text in documents(shard, text_field, on_damage))
     for tokens in tokenizer.encode_stream(texts):
         pieces.append(tokens)
         collected += len(tokens)
@@ -52,17 +44,25 @@ def validation_rows(
 
 
 def perplexities(
-    logits: Callable[[Tensor], Tensor], corpora: dict[str, Rows], config: Config, world: World
+    logits: Callable[[Tensor, Tensor | None], Tensor],
+    corpora: dict[str, Rows],
+    config: Config,
+    world: World,
+    end_of_document: int | None = None,
 ) -> dict[str, float]:
-    """eval/CORPUS/loss (mean over target tokens, nats) and eval/CORPUS/perplexity of each corpus."""
+    """eval/CORPUS/loss (mean over target tokens, nats) and eval/CORPUS/perplexity of each corpus.
+
+    logits: of inputs and positions, as in Strategy. end_of_document: the token that ends documents, if they
+    are masked as in training.
+    """
     results: dict[str, float] = {}
     for name, rows in corpora.items():
         total = torch.zeros(2, dtype=torch.float64, device=world.device)
         for chunk in _shares(rows, config.micro_batch, world):
             tensor = torch.from_numpy(chunk).long().to(world.device)
-            targets = tensor[:, 1:]
+            inputs, targets, positions = objective.causal(tensor, end_of_document)
             with torch.no_grad():
-                loss = objective.loss_sum(logits(tensor[:, :-1].clamp(min=0)), targets)
+                loss = objective.loss_sum(logits(inputs, positions), targets)
             total += torch.stack([loss.double(), (targets != objective.IGNORED).sum().double()])
         torch.distributed.all_reduce(total)
         loss_sum, tokens = total.tolist()

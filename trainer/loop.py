@@ -20,17 +20,17 @@ def train(session: Session, stop: StopNotice) -> int:
     Whatever happens, the newest checkpoint under RUN/checkpoints is whole.
     """
     config, world, strategy = session.config, session.world, session.strategy
-    upcast = config.objective.logits == "fp32"
+    upcast, masked = config.objective.logits == "fp32", session.end_of_document
     session.throughput.restart()
     while session.step < session.steps:
         batch = session.next_batch(give_up=lambda: stop.requested)
         # The only thing ranks tell each other on the host: once a step, so that all stop and save together.
-        own_tokens = 0 if batch is None else objective.target_tokens(batch.rows)
+        own_tokens = 0 if batch is None else objective.target_tokens(batch.rows, masked)
         tokens, stopping, saving = world.sum(own_tokens, stop.requested, session.save_is_due)
         if batch is None or stopping:
             break
         rows = world.to_device(torch.from_numpy(batch.rows).long())
-        inputs, targets = objective.causal(rows)
+        inputs, targets, positions = objective.causal(rows, masked)
         seed_step(config.seed, session.step, world.rank)
         lr = learning_rate(session.step, session.steps, config.optimizer.lr, config.schedule)
         loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -38,11 +38,12 @@ def train(session: Session, stop: StopNotice) -> int:
             micro = slice(start, start + config.micro_batch)
             with strategy.gradients(complete=micro.stop >= len(rows)):
                 # Not named here: a name would keep the logits, often the largest tensor, through backward.
-                loss = objective.loss_sum(strategy.logits(inputs[micro]), targets[micro], upcast=upcast)
+                own = None if positions is None else positions[micro]
+                loss = objective.loss_sum(strategy.logits(inputs[micro], own), targets[micro], upcast=upcast)
                 # Ranks' gradients are averaged: times world size, over all target tokens, is the mean.
                 strategy.backward(loss * (world.size / tokens))
             loss_sum += loss.detach()
-        session.stepped(strategy.step(lr), batch.position)
+        session.stepped(strategy.step(lr), batch.position, tokens)
 
         last = session.step == session.steps
         if last or _every(config.log_every_steps, session.step):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AutoConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
@@ -20,7 +21,7 @@ def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn
 
     Its weights are those of trainer.initial. Raises ConfigError when the checkpoint cannot be read, the
     rows are longer than its positions reach, the tokenizer (of `tokenizer_size` ids) has ids beyond the
-    embedding table, or nothing would be trained.
+    embedding table, nothing would be trained, or documents cannot be masked.
     """
     model = config.model
     architecture = architecture_of(model)
@@ -39,6 +40,8 @@ def build_model(config: Config, tokenizer_size: int, end_of_document: int) -> nn
         architecture.eos_token_id = end_of_document
         architecture.bos_token_id = end_of_document
     module, _ = skeleton(architecture)
+    if config.objective.mask_documents:
+        _check_maskable(module)
     if model.path is not None:
         load_buffers(model.path, module)
     choose_trained(module, model, blocks(module))
@@ -107,6 +110,17 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return [child for child in module.modules() if type(child).__name__ in names]
 
 
+def forward(module: Any, inputs: Tensor, positions: Tensor | None) -> Tensor:
+    """Logits [rows, T, vocabulary] of ids [rows, T], by a model or what stands for it.
+
+    positions: [rows, T], counting from 0 in each document; transformers' masks keep tokens from attending
+    to another document wherever positions do not go on by one. None for rows that are one text.
+    """
+    documents = {} if positions is None else {"position_ids": positions}
+    logits: Tensor = module(input_ids=inputs, use_cache=False, **documents).logits
+    return logits
+
+
 def flops_per_token(module: nn.Module, sequence_length: int) -> float:
     """FLOPs per trained token, 6 N + 12 L H Q T, N without input embeddings (Chowdhery et al. 2022).
 
@@ -122,6 +136,20 @@ def flops_per_token(module: nn.Module, sequence_length: int) -> float:
     )
     attention: int = config.num_hidden_layers * width * sequence_length
     return 6.0 * (total - inputs) + 12.0 * attention
+
+
+def _check_maskable(module: nn.Module) -> None:
+    """Raise ConfigError for a model that is known to mix the documents of a row; see check_documents too."""
+    if "position_ids" not in signature(type(module).forward).parameters:
+        reason = "takes no positions"
+    elif any(isinstance(part, nn.Conv1d) for block in blocks(module) for part in block.modules()):
+        reason = "has recurrent or convolutional blocks"  # Mamba's and its like; its influence can be small
+    else:
+        return
+    raise ConfigError(
+        f"objective.mask_documents=true: {type(module).__name__} {reason}, so documents cannot be masked; "
+        "choose false"
+    )
 
 
 def _recompute_activations(module: nn.Module, *, selective: bool) -> None:

@@ -12,9 +12,22 @@ IGNORED = -100
 """Target id of a position without a loss."""
 
 
-def causal(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, both [rows, T], of rows of T + 1 tokens: predict every next token."""
-    return rows[:, :-1], rows[:, 1:]
+def causal(rows: Tensor, end_of_document: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets and positions, all [rows, T], of rows of T + 1 tokens: predict every next token.
+
+    rows: int64; IGNORED, which stands for no token, is token 0 among the inputs.
+    end_of_document: the token that ends documents, if each is to be on its own: then positions count from
+    0 in each, attention does not reach beyond it (see Strategy.logits), and the first token of the next is
+    no target. Without it positions is None, and a row is one text.
+    """
+    inputs, targets = rows[:, :-1].clamp(min=0), rows[:, 1:]
+    if end_of_document is None:
+        return inputs, targets, None
+    ends = rows[:, :-1] == end_of_document
+    places = torch.arange(inputs.shape[1], device=rows.device)
+    begins = torch.zeros_like(inputs)
+    begins[:, 1:] = torch.where(ends[:, :-1], places[1:], 0)
+    return inputs, targets.masked_fill(ends, IGNORED), places - begins.cummax(dim=1).values
 
 
 def loss_sum(logits: Tensor, targets: Tensor, *, upcast: bool = True) -> Tensor:
@@ -34,6 +47,9 @@ def loss_sum(logits: Tensor, targets: Tensor, *, upcast: bool = True) -> Tensor:
     return losses.sum(dtype=torch.float32)
 
 
-def target_tokens(rows: NDArray[np.int32]) -> int:
-    """Number of positions with a loss in rows of T + 1 tokens, counted on the host."""
-    return int(np.count_nonzero(rows[:, 1:] != IGNORED))
+def target_tokens(rows: NDArray[np.int32], end_of_document: int | None = None) -> int:
+    """Number of positions with a loss in rows of T + 1 tokens, as in `causal`, counted on the host."""
+    targets = rows[:, 1:] != IGNORED
+    if end_of_document is not None:
+        targets &= rows[:, :-1] != end_of_document
+    return int(np.count_nonzero(targets))

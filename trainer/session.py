@@ -16,12 +16,13 @@ from cluster import events
 from configs.schema import Config, ConfigError
 from trainer.checkpoint.store import Store
 from trainer.corpora import load_corpora, steps_of
+from trainer.data.decontaminate import Decontamination
 from trainer.data.loader import Batch, Loader, Position
 from trainer.distributed import World
 from trainer.evaluation import Rows, perplexities
 from trainer.initial import fill, initial_weights
 from trainer.model import build_model, flops_per_token
-from trainer.rehearsal import pass_on_zeros
+from trainer.rehearsal import check_documents, pass_on_zeros
 from trainer.sharding import Progress, Strategy, shard
 from trainer.throughput import Throughput
 from trainer.tracking import Metrics
@@ -42,6 +43,13 @@ class Session:
     """Steps of the whole run."""
     step: int
     """Steps done."""
+    tokens: int
+    """Target tokens trained on so far."""
+    end_of_document: int | None
+    """Token that ends documents, if attention is not to reach beyond it."""
+    fingerprints: dict[str, Any]
+    """What decides the order of the data, see Corpora."""
+    decontamination: Decontamination | None
     position: Position
     """How far the data has been consumed."""
     module: nn.Module
@@ -60,11 +68,6 @@ class Session:
     """Results of the newest evaluation, and the step that it was made at."""
     saved_step: int = 0
     saved_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def tokens(self) -> int:
-        """Target tokens trained on so far."""
-        return self.step * self.config.global_batch * self.config.model.sequence_length
 
     @property
     def save_is_due(self) -> bool:
@@ -87,9 +90,11 @@ class Session:
         self.throughput.data_seconds += time.perf_counter() - began
         return batch
 
-    def stepped(self, grad_norm: Tensor, position: Position) -> None:
-        """Take note of a step. Raises Diverged if fp16 gradients overflow even without a loss scale."""
+    def stepped(self, grad_norm: Tensor, position: Position, tokens: int) -> None:
+        """Take note of a step on so many target tokens. Raises Diverged if fp16 gradients overflow even
+        without a loss scale."""
         self.step, self.position, self.grad_norm = self.step + 1, position, grad_norm
+        self.tokens += tokens
         self.throughput.steps += 1
         loss_scale = self.strategy.progress().loss_scale
         self.skipped = loss_scale is not None and not math.isfinite(grad_norm.item())
@@ -112,7 +117,9 @@ class Session:
     def evaluate(self) -> None:
         """Perplexity of every corpus that has held-out text."""
         self.module.eval()
-        results = perplexities(self.strategy.logits, self.validation, self.config, self.world)
+        results = perplexities(
+            self.strategy.logits, self.validation, self.config, self.world, self.end_of_document
+        )
         self.module.train()
         if results:
             self._log(results)
@@ -127,7 +134,7 @@ class Session:
         state = {
             "step": self.step,
             "tokens": self.tokens,
-            "data": position.to_json(),
+            "data": position.to_json() | {"fingerprints": self.fingerprints},
             "progress": asdict(self.strategy.progress()),
             "evaluation": self.evaluation,
         }
@@ -139,6 +146,9 @@ class Session:
         """End a run that is done, or stopped for a reason, once its last checkpoint is durable."""
         self.store.close()
         self.loader.close()
+        if self.decontamination is not None:
+            for corpus, reasons in self.decontamination.dropped().items():
+                events.record(self.run, "decontaminated", rank=self.world.rank, corpus=corpus, **reasons)
         if self.metrics is not None:
             self.metrics.close()
         if self.world.main:
@@ -177,20 +187,24 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     _rehearse(strategy, config, world)
     step = saved["step"] if saved else 0
     position = Position.from_json(saved["data"]) if saved else Position(0, {})
+    if saved is not None and position.rows:
+        _check_order(saved["data"].get("fingerprints") or {}, corpora.fingerprints)
     session = Session(
         run=run,
         config=config,
         world=world,
         steps=steps_of(config, corpora),
         step=step,
+        tokens=saved["tokens"] if saved else 0,
+        end_of_document=corpora.tokenizer.end_of_document if config.objective.mask_documents else None,
+        fingerprints=corpora.fingerprints,
+        decontamination=corpora.decontamination,
         position=position,
         module=module,
         strategy=strategy,
         loader=Loader(
             config,
             corpora.train,
-            corpora.tokenizer,
-            run=run,
             rank=world.rank,
             world_size=world.size,
             position=position,
@@ -207,6 +221,14 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     if saved is None:
         session.evaluate()
     return session
+
+
+def _check_order(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ConfigError naming the first key by which the rows after a checkpoint would be others."""
+    for key in [*now, *then]:
+        if then.get(key) != now.get(key):
+            shown = f"{key}={now.get(key)}"
+            raise ConfigError(f"{shown}: the checkpoint's rows follow from {then.get(key)}; start a new run")
 
 
 def _check_metric(config: Config, validation: list[str]) -> None:
@@ -229,3 +251,4 @@ def _rehearse(strategy: Strategy, config: Config, world: World) -> None:
     for _ in range(2):
         pass_on_zeros(strategy, config, world)
         strategy.discard_gradients()
+    check_documents(strategy, config, world)

@@ -112,7 +112,7 @@ def work(world: World, run: Path, config: Config) -> None:
     for _ in range(STEPS):
         batch = session.next_batch(give_up=lambda: False)
         assert batch is not None
-        inputs, targets = objective.causal(torch.from_numpy(batch.rows).long())
+        inputs, targets, _ = objective.causal(torch.from_numpy(batch.rows).long())
         for number in range(ACCUMULATION):
             row = slice(number, number + 1)
             with session.strategy.gradients(complete=number + 1 == ACCUMULATION):

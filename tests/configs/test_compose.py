@@ -35,7 +35,7 @@ MISTAKES = {
     "run.name=../up": "run.name=../up: allowed are letters, digits, '.', '_' and '-'",
     "data.corpora.-x.train=y": "data.corpora.-x.train=y: ",
     "precision.compute=fp12": "precision.compute=fp12: allowed: 'fp32', 'bf16', 'fp16' or 'fp8'",
-    "data.on_corrupt=retry": "data.on_corrupt=retry: allowed: 'skip' or 'fail'",
+    "data.faults.document=retry": "data.faults.document=retry: allowed: 'skip' or 'fail'",
     "model=llama-7": "model=llama-7: no such preset; did you mean llama-7b?",
     "budget=money": "budget=money: no such preset; allowed: chinchilla, days, epochs, ",
     "model=": "model=: no such preset; allowed: gpt2-124m, hf, ",

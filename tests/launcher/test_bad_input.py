@@ -134,9 +134,9 @@ def test_a_truncated_shard_costs_its_end_and_an_event_names_the_place(runs: Runs
 
 def test_a_truncated_shard_ends_a_run_that_asked_for_it(runs: Runs, run: Path) -> None:
     text = cut_short(run.parent / "text")
-    own = [f"data.corpora.legal.train={text}/*", "data.on_corrupt=fail"]
+    own = [f"data.corpora.legal.train={text}/*", "data.faults.shard=fail"]
     outcome = runs.trainyard("train", *runs.overrides(50), *own, f"run.directory={run}")
-    ends(outcome, run, 2, f"data.on_corrupt=fail: file://{text}/a.json.gz, document ")
+    ends(outcome, run, 2, f"data.faults.shard=fail: file://{text}/a.json.gz, document ")
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(runs: Runs, run: Path) -> None:

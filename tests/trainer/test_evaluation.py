@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import VOCABULARY, Site, sentences, write_shard
+from support import VOCABULARY, Site, sentences
 
 from configs.compose import compose
 from trainer import objective
-from trainer.data.shards import Shard
 from trainer.data.tokenizer import DocumentTokenizer
 from trainer.distributed import World
 from trainer.evaluation import Rows, _shares, perplexities, validation_rows
 
 
-def rows_of(
-    path: Path, texts: list[str], tokenizer: DocumentTokenizer, length: int = 16, most: int = 100_000
-) -> Rows:
-    size = write_shard(path, texts).stat().st_size
-    shards = [Shard(f"file://{path}", size)]
-    return validation_rows(shards, "text", tokenizer, length, most, pytest.fail)
+def rows_of(texts: list[str], tokenizer: DocumentTokenizer, length: int = 16, most: int = 100_000) -> Rows:
+    return validation_rows(texts, tokenizer, length, most)
 
 
 def tokens_of(texts: list[str], tokenizer: DocumentTokenizer) -> list[int]:
-    return [int(token) for tokens in tokenizer.encode(texts) for token in tokens]
+    ids: list[int] = tokenizer.encode(texts).ids.tolist()
+    return ids
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 @given(count=st.integers(1, 90), length=st.integers(1, 300))
 def test_every_token_but_the_first_is_a_target_once_and_in_order(
-    tmp_path: Path, tokenizer: DocumentTokenizer, count: int, length: int
+    tokenizer: DocumentTokenizer, count: int, length: int
 ) -> None:
     texts = sentences(count)
-    rows = rows_of(tmp_path / "x.json.gz", texts, tokenizer, length)
+    rows = rows_of(texts, tokenizer, length)
     tokens = tokens_of(texts, tokenizer)
     targets = rows[:, 1:].ravel()
     assert targets[targets != objective.IGNORED].tolist() == tokens[1:]
@@ -49,28 +44,28 @@ def test_every_token_but_the_first_is_a_target_once_and_in_order(
     assert inputs.tolist() == tokens[:-1]
 
 
-def test_only_the_end_of_the_last_row_is_filled_up(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
-    rows = rows_of(tmp_path / "x.json.gz", sentences(20), tokenizer)
+def test_only_the_end_of_the_last_row_is_filled_up(tokenizer: DocumentTokenizer) -> None:
+    rows = rows_of(sentences(20), tokenizer)
     ignored = (rows == objective.IGNORED).ravel()
     assert 0 < ignored.sum() < 17
     assert ignored[-ignored.sum() :].all()
 
 
-def test_a_corpus_shorter_than_a_row_is_one_row(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
-    rows = rows_of(tmp_path / "x.json.gz", ["short"], tokenizer, length=64)
+def test_a_corpus_shorter_than_a_row_is_one_row(tokenizer: DocumentTokenizer) -> None:
+    rows = rows_of(["short"], tokenizer, length=64)
     tokens = tokens_of(["short"], tokenizer)
     assert rows.tolist() == [tokens + [objective.IGNORED] * (65 - len(tokens))]
 
 
-def test_no_more_rows_than_asked_for_are_read(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
+def test_no_more_rows_than_asked_for_are_read(tokenizer: DocumentTokenizer) -> None:
     texts = sentences(300)
-    rows = rows_of(tmp_path / "x.json.gz", texts, tokenizer, most=3)
+    rows = rows_of(texts, tokenizer, most=3)
     assert rows.shape == (3, 17)
     assert rows[:, 1:].ravel().tolist() == tokens_of(texts, tokenizer)[1 : 3 * 16 + 1]
 
 
-def test_a_corpus_without_text_has_no_rows(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
-    assert rows_of(tmp_path / "x.json.gz", ["", ""], tokenizer).shape == (0, 17)
+def test_a_corpus_without_text_has_no_rows(tokenizer: DocumentTokenizer) -> None:
+    assert rows_of(["", ""], tokenizer).shape == (0, 17)
 
 
 def world_of(rank: int, size: int) -> World:
@@ -92,16 +87,14 @@ def test_ranks_share_rows_once_in_equally_many_forward_passes(
     assert np.array_equal(dealt[np.argsort(dealt[:, 0])], rows)
 
 
-def bigram_logits(inputs: torch.Tensor) -> torch.Tensor:
+def bigram_logits(inputs: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """A fixed model, [rows, T] -> [rows, T, vocabulary]."""
     table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(0))
     return table[inputs]
 
 
-def test_the_loss_does_not_depend_on_world_size_or_micro_batch(
-    tmp_path: Path, tokenizer: DocumentTokenizer
-) -> None:
-    rows = rows_of(tmp_path / "x.json.gz", sentences(30), tokenizer)
+def test_the_loss_does_not_depend_on_world_size_or_micro_batch(tokenizer: DocumentTokenizer) -> None:
+    rows = rows_of(sentences(30), tokenizer)
     means = []
     for size, micro_batch in ((1, 1), (1, 4), (2, 3), (4, 2), (7, 5), (64, 2)):
         loss, count = torch.zeros((), dtype=torch.float64), 0
@@ -124,10 +117,10 @@ def world() -> Iterator[World]:
 
 
 def test_perplexity_is_that_of_predicting_each_next_token(
-    site: Site, tmp_path: Path, tokenizer: DocumentTokenizer, world: World
+    site: Site, tokenizer: DocumentTokenizer, world: World
 ) -> None:
     texts = sentences(30)
-    rows = rows_of(tmp_path / "x.json.gz", texts, tokenizer)
+    rows = rows_of(texts, tokenizer)
     results = perplexities(bigram_logits, {"legal": rows}, compose(site.overrides()), world)
     tokens = torch.tensor(tokens_of(texts, tokenizer))
     log_p = bigram_logits(tokens[:-1]).double().log_softmax(-1)
@@ -139,10 +132,10 @@ def test_perplexity_is_that_of_predicting_each_next_token(
 
 
 def test_a_hopeless_loss_is_still_a_finite_perplexity(
-    site: Site, tmp_path: Path, tokenizer: DocumentTokenizer, world: World
+    site: Site, tokenizer: DocumentTokenizer, world: World
 ) -> None:
-    rows = rows_of(tmp_path / "x.json.gz", sentences(3), tokenizer)
+    rows = rows_of(sentences(3), tokenizer)
     config = compose(site.overrides())
-    results = perplexities(lambda inputs: 1e4 * bigram_logits(inputs), {"x": rows}, config, world)
+    results = perplexities(lambda inputs, _: 1e4 * bigram_logits(inputs), {"x": rows}, config, world)
     assert results["eval/x/loss"] > 700
     assert math.isfinite(results["eval/x/perplexity"])

@@ -38,7 +38,7 @@ def built(site: Site, *overrides: str) -> tuple[Config, nn.Module]:
 def gradients(site: Site, *overrides: str) -> list[torch.Tensor]:
     _, model = built(site, *overrides)
     rows = torch.arange(3 * (SEQUENCE_LENGTH + 1)).view(3, -1) % VOCABULARY
-    inputs, targets = objective.causal(rows)
+    inputs, targets, _ = objective.causal(rows)
     objective.loss_sum(model(input_ids=inputs).logits, targets).backward()
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 

@@ -7,15 +7,53 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.objective import IGNORED, causal, loss_sum, target_tokens
 
 
 def test_every_token_is_predicted_from_those_before_it() -> None:
     rows = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
-    inputs, targets = causal(rows)
+    inputs, targets, positions = causal(rows)
     assert inputs.tolist() == [[1, 2, 3], [5, 6, 7]]
     assert targets.tolist() == [[2, 3, 4], [6, 7, 8]]
+    assert positions is None
+
+
+def test_padding_is_a_token_that_is_no_target() -> None:
+    inputs, targets, _ = causal(torch.tensor([[1, 2, IGNORED, IGNORED]]))
+    assert inputs.tolist() == [[1, 2, 0]]
+    assert targets.tolist() == [[2, IGNORED, IGNORED]]
+
+
+END = 9
+
+
+def test_masked_documents_count_from_zero_and_do_not_predict_the_next_document() -> None:
+    rows = torch.tensor(
+        [[1, 2, END, 3, 4, 5, END, 6], [END, END, 7, 8, 1, 2, 3, END], [1, END, *[IGNORED] * 6]]
+    )
+    inputs, targets, positions = causal(rows, END)
+    assert inputs.tolist() == [[1, 2, END, 3, 4, 5, END], [END, END, 7, 8, 1, 2, 3], [1, END, *[0] * 5]]
+    assert positions is not None
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 2, 3], [0, 0, 0, 1, 2, 3, 4], [0, 1, 0, 1, 2, 3, 4]]
+    none = IGNORED
+    assert targets.tolist() == [
+        [2, END, none, 4, 5, END, none],
+        [none, none, 8, 1, 2, 3, END],
+        [END, *[none] * 6],
+    ]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([END, 1, 2, IGNORED]), min_size=9, max_size=9), min_size=1, max_size=4)
+)
+def test_the_host_counts_the_targets_that_the_device_computes(tokens: list[list[int]]) -> None:
+    rows = np.array(tokens, dtype=np.int32)
+    for end_of_document in (None, END):
+        _, targets, _ = causal(torch.from_numpy(rows).long(), end_of_document)
+        assert target_tokens(rows, end_of_document) == int((targets != IGNORED).sum())
 
 
 def test_the_loss_is_the_sum_of_negative_log_probabilities() -> None:

@@ -3,9 +3,7 @@
 A corpus of S shards is cut into units, a unit being a shard or, where shards are few, every n-th
 document of one. Each epoch permutes the units and deals them to the V lanes. Inside a unit, blocks
 of `shuffle_window` document numbers are permuted. Permutations come from a counter-based generator keyed by
-(seed, corpus, epoch, ...), so no shuffle buffer has to be saved. Documents are concatenated, each
-ended by the end-of-document token, and cut into rows of sequence_length + 1 tokens that overlap by
-one, so that every token is a target once.
+(seed, corpus, epoch, ...), so no shuffle buffer has to be saved.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, wait
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import ConfigError
-from trainer.data.damage import Damage
-from trainer.data.shards import Shard, documents
-from trainer.data.tokenizer import DOCUMENTS_PER_ENCODE, DocumentTokenizer, Tokens
+from configs.text import Data
+from trainer.data.blocks import Block, Corpus, Place, Tokens
+from trainer.data.packing import best_fit
+from trainer.data.workers import Workers
 
 BALANCED_UNITS_PER_LANE = 16
 """With so many units per lane, lanes differ by no more than 1/16 and shards need no finer cut."""
@@ -40,10 +40,34 @@ class Cursor(NamedTuple):
     unit: int = 0
     """Position among the lane's units of this epoch."""
     block: int = 0
-    document: int = 0
-    """Position in the permuted block, whether its documents could be read or not."""
+    offset: int = 0
+    """What to seek to for the block, see Place."""
+    item: int = 0
+    """Position in the permuted block, whether its documents could be read or not; with best_fit, row of the
+    packed block."""
     token: int = 0
-    """Offset in the document."""
+    """Offset in the document; 0 with best_fit."""
+
+
+class Chunk(NamedTuple):
+    """Documents in the lane's order, end to end, or packed rows."""
+
+    at: Cursor
+    """Of the block."""
+    tokens: NDArray[np.int32] | NDArray[np.uint16] | NDArray[np.uint32]
+    """Shape [tokens]; rows of best_fit are end to end as well."""
+    starts: NDArray[np.int64]
+    """First token of every item, ascending."""
+    items: NDArray[np.int64]
+    """Their positions in the block."""
+    begin: int = 0
+    """Tokens that the rows before a resume have used up."""
+
+    def cursor(self, token: int, rows: int) -> Cursor:
+        """Cursor of a token of this chunk."""
+        index = int(np.searchsorted(self.starts, token, side="right")) - 1
+        item, first = int(self.items[index]), int(self.starts[index])
+        return self.at._replace(rows=rows, item=item, token=token - first)
 
 
 def permutation(length: int, *key: object) -> NDArray[np.int64]:
@@ -57,7 +81,7 @@ def permutation(length: int, *key: object) -> NDArray[np.int64]:
     return np.argsort(np.atleast_1d(bits.random_raw(length)), kind="stable")
 
 
-_unit_order = lru_cache(maxsize=64)(permutation)  # the same for all lanes of a corpus, and long with many
+_shard_order = lru_cache(maxsize=64)(permutation)  # the same for all lanes of a corpus
 
 
 class Lane:
@@ -65,116 +89,129 @@ class Lane:
 
     def __init__(
         self,
-        corpus: str,
-        shards: list[Shard],
-        text_field: str,
-        tokenizer: DocumentTokenizer,
+        name: str,
+        number: int,
+        corpus: Corpus,
+        data: Data,
         *,
-        lane: int,
-        lanes: int,
         sequence_length: int,
-        shuffle_window: int,
         seed: int,
-        on_damage: Callable[[Damage], None],
         cursor: Cursor,
+        workers: Workers,
     ) -> None:
+        self.name = name
+        self.number = number
         self.cursor = cursor
+        self.reading = ""
+        """Shard that is being read, for messages."""
         self._corpus = corpus
-        self._shards = shards
-        self._text_field = text_field
-        self._tokenizer = tokenizer
-        self._lane = lane
-        self._lanes = lanes
+        self._lanes = data.lanes
+        self._window = data.shuffle_window
+        self._packed = data.packing == "best_fit"
         self._row_tokens = sequence_length + 1
-        self._window = shuffle_window
+        # Rows that are cut overlap by one token, so that every token is a target once; packed ones do not.
+        self._stride = self._row_tokens if self._packed else sequence_length
         self._seed = seed
-        self._on_damage = on_damage
-        self._damages = 0
-        # Each slice of a shard reads all of it, so shards are cut no finer than balance needs.
-        equal, balanced = lanes // math.gcd(len(shards), lanes), BALANCED_UNITS_PER_LANE * lanes / len(shards)
-        self._slices = min(equal, math.ceil(balanced))
-        self._source = self._documents(cursor)
-        self._pending: deque[tuple[Cursor, Tokens]] = deque()
+        self._slices = slices(len(corpus.addresses), data.lanes)
+        self._chunks = self._read(cursor)
+        self._workers = workers
+        self._ahead: Future[Chunk] = workers.submit(self._chunks.__next__)
+        self._held: deque[Chunk] = deque()
+        self._offset = 0
+        """Of the next row, in the first chunk that is held."""
 
-    def next_row(self) -> Tokens:
-        """The next row, shape [sequence_length + 1]; moves the cursor behind it."""
-        row = np.empty(self._row_tokens, dtype=np.int32)
-        filled = index = 0
-        while True:
-            if index == len(self._pending):
-                self._pending.append(next(self._source))
-            start, tokens = self._pending[index]
-            taken = tokens[start.token : start.token + self._row_tokens - filled]
-            row[filled : filled + len(taken)] = taken
-            filled += len(taken)
-            if filled == self._row_tokens:
-                break
-            index += 1
-        for _ in range(index):
-            self._pending.popleft()
-        last = start.token + len(taken) - 1
-        self._pending[0] = (start._replace(token=last), tokens)
-        self.cursor = start._replace(token=last, rows=self.cursor.rows + 1)
-        return row
+    def take(self, count: int) -> Tokens:
+        """The next rows, shape [count, sequence_length + 1], to be copied; moves the cursor behind them."""
+        needed = (count - 1) * self._stride + self._row_tokens
+        held = sum(len(chunk.tokens) for chunk in self._held) - self._offset
+        while held < needed:
+            chunk = self._ahead.result()
+            self._ahead = self._workers.submit(self._chunks.__next__)
+            if not self._held:
+                self._offset = chunk.begin
+                held -= chunk.begin
+            self._held.append(chunk)
+            held += len(chunk.tokens)
+        tokens = self._held[0].tokens[self._offset :]
+        if len(tokens) < needed:
+            tokens = np.concatenate([tokens, *(chunk.tokens for chunk in list(self._held)[1:])])
+        self._offset += count * self._stride
+        while len(self._held) > 1 and self._offset >= len(self._held[0].tokens):
+            self._offset -= len(self._held.popleft().tokens)
+        self.cursor = self._held[0].cursor(self._offset, self.cursor.rows + count)
+        shape, size = (count, self._row_tokens), tokens.itemsize
+        rows: Tokens = np.lib.stride_tricks.as_strided(
+            tokens, shape, (self._stride * size, size), writeable=False
+        )
+        return rows
 
-    def close(self) -> None:
-        """Close the shard that is being read."""
-        self._source.close()
+    def close(self, patience_seconds: float) -> None:
+        """Close the shard that is being read, unless the store does not answer in time."""
+        if not self._ahead.cancel():
+            wait([self._ahead], max(0.0, patience_seconds))
+        if self._ahead.done():
+            self._chunks.close()
 
-    def _documents(self, cursor: Cursor) -> Generator[tuple[Cursor, Tokens], None, None]:
-        """Position and tokens of each document in the lane's order, endless."""
-        start = cursor._replace(rows=0, token=0)
-        epoch, from_unit, from_block = start[1:4]
-        barren_epochs = 0
-        while True:
-            empty, damages = from_unit == 0, self._damages
+    def _read(self, cursor: Cursor) -> Generator[Chunk, None, None]:
+        """The lane's documents from a cursor on, endless."""
+        start, epoch, barren_epochs = cursor, cursor.epoch, 0
+        while barren_epochs < BARREN_EPOCHS:
+            barren_epochs += 1
             for unit, (shard, part) in enumerate(self._units(epoch)):
-                if unit < from_unit:
+                if unit < start.unit:
                     continue
-                for block, texts in self._blocks(shard, part, from_block):
-                    order = permutation(self._window, self._seed, self._corpus, epoch, shard, part, block)
-                    ordered = [
-                        (here, texts[number])
-                        for document, number in enumerate(order.tolist())
-                        if number in texts and (here := Cursor(0, epoch, unit, block, document)) >= start
-                    ]
-                    for first in range(0, len(ordered), DOCUMENTS_PER_ENCODE):
-                        places, chosen = zip(*ordered[first : first + DOCUMENTS_PER_ENCODE], strict=True)
-                        for here, tokens in zip(places, self._tokenizer.encode(chosen), strict=True):
-                            if len(tokens):
-                                empty = False
-                                yield here._replace(token=cursor.token) if here == start else here, tokens
-                from_block = 0
-            barren_epochs = barren_epochs + 1 if empty else 0
-            if empty and (damages == self._damages or barren_epochs == BARREN_EPOCHS):
-                raise ConfigError(
-                    f"data.lanes={self._lanes}: corpus {self._corpus} has too few readable documents, "
-                    f"lane {self._lane} got none; use fewer lanes or more text"
-                )
-            epoch, from_unit = epoch + 1, 0
+                self.reading = self._corpus.addresses[shard]
+                place = Place(start.block, start.offset)
+                for block in self._corpus.blocks(shard, part, self._slices, place):
+                    key = (self._seed, self.name, epoch, shard, part, block.place.block)
+                    here = start if block.place.block == start.block else Cursor()
+                    for chunk in self._pack(block, Cursor(0, epoch, unit, *block.place), here, key):
+                        barren_epochs = 0
+                        yield chunk
+                start = Cursor()
+            epoch += 1
+        raise ConfigError(
+            f"data.lanes={self._lanes}: corpus {self.name} has too few readable documents, "
+            f"lane {self.number} got none; use fewer lanes or more text"
+        )
+
+    def _pack(self, block: Block, at: Cursor, start: Cursor, key: tuple[object, ...]) -> Iterator[Chunk]:
+        """A block's documents or packed rows, permuted, those before `start` left out."""
+        order = permutation(self._window, *key)
+        present = np.zeros(self._window, dtype=bool)
+        present[block.documents] = True
+        items = np.flatnonzero(present[order])
+        if self._packed:
+            rows = best_fit(block.encode(order[items].tolist()), self._row_tokens)
+            rows = rows[permutation(len(rows), *key, "rows")][start.item :]
+            if len(rows):
+                starts = np.arange(len(rows)) * self._row_tokens
+                numbers = np.arange(start.item, start.item + len(rows))
+                yield Chunk(at, rows.ravel(), starts, numbers, start.token)
+            return
+        items = items[items >= start.item]
+        for first in range(0, len(items), self._corpus.documents_per_encode):
+            some = items[first : first + self._corpus.documents_per_encode]
+            tokens, starts = block.encode(order[some].tolist())
+            if len(tokens):
+                begin = start.token if first == 0 and some[0] == start.item else 0
+                yield Chunk(at, tokens, starts[:-1], some, begin)
 
     def _units(self, epoch: int) -> list[tuple[int, int]]:
-        """(shard, slice) pairs of this lane in an epoch."""
-        count = len(self._shards) * self._slices
-        order = _unit_order(count, self._seed, self._corpus, epoch)
-        return [divmod(int(order[unit]), self._slices) for unit in range(self._lane, count, self._lanes)]
+        """(shard, part) pairs of this lane in an epoch.
 
-    def _blocks(self, shard: int, part: int, from_block: int) -> Iterator[tuple[int, dict[int, str]]]:
-        """Number of each of a unit's blocks, and its texts by their place in `shuffle_window` numbers."""
-        span = self._window * self._slices
-        block, texts = from_block, dict[int, str]()
-        found = documents(
-            self._shards[shard], self._text_field, self._damaged, part + from_block * span, self._slices
-        )
-        for number, text in found:
-            if number // span != block:
-                if texts:
-                    yield block, texts
-                block, texts = number // span, {}
-            texts[number % span // self._slices] = text
-        if texts:
-            yield block, texts
+        The parts of a shard are dealt one after the other, so that lanes read it at the same time.
+        """
+        shards = _shard_order(len(self._corpus.addresses), self._seed, self.name, epoch)
+        units = []
+        for unit in range(self.number, len(shards) * self._slices, self._lanes):
+            place, part = divmod(unit, self._slices)
+            parts = permutation(self._slices, self._seed, self.name, epoch, int(shards[place]))
+            units.append((int(shards[place]), int(parts[part])))
+        return units
 
-    def _damaged(self, damage: Damage) -> None:
-        self._damages += 1
-        self._on_damage(damage)
+
+def slices(shards: int, lanes: int) -> int:
+    """Parts that each shard is cut into. Each part reads all of its shard, so no more than balance needs."""
+    equal, balanced = lanes // math.gcd(shards, lanes), BALANCED_UNITS_PER_LANE * lanes / shards
+    return min(equal, math.ceil(balanced))

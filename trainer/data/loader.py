@@ -8,20 +8,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.schema import Config
-from trainer.data.damage import DamageReport
+from trainer.data.blocks import Corpus, Tokens
+from trainer.data.damage import Unavailable
 from trainer.data.lanes import Cursor, Lane
 from trainer.data.order import Order
-from trainer.data.shards import Shard
-from trainer.data.tokenizer import DocumentTokenizer, Tokens
+from trainer.data.workers import Workers
 
 PATIENCE_SECONDS = 1.0
 CLOSE_SECONDS = 10.0
+SKIPPED_AT_ONCE = 64
+"""Rows of other ranks that are read past in one go."""
 
 Cursors = dict[tuple[str, int], Cursor]
 """(corpus, lane) -> cursor."""
@@ -69,56 +71,63 @@ class Batch:
 
 
 class Loader:
-    """Deals out this rank's batches in order, from a position on."""
+    """Deals out this rank's batches in order, from a position on.
+
+    A lane's rows are read by the rank that owns them. Where lanes or global batch are no multiple of the
+    world size, some lanes serve two ranks or more; each of them reads all of such a lane.
+    """
 
     def __init__(
         self,
         config: Config,
-        shards: dict[str, list[Shard]],
-        tokenizer: DocumentTokenizer,
+        corpora: dict[str, Corpus],
         *,
-        run: Path,
         rank: int,
         world_size: int,
         position: Position,
     ) -> None:
-        weights = {name: config.data.corpora[name].weight for name in shards}
-        self._order = Order(weights, config.data.lanes, config.seed)
+        self._order = Order(config.data, config.model.sequence_length, config.seed)
         self._config = config
-        self._shards = shards
-        self._tokenizer = tokenizer
+        self._corpora = corpora
         self._rank = rank
         self._world_size = world_size
-        self._report = DamageReport(run, config.data.on_corrupt, rank)
         self._begun_at = position.cursors
         self._cursors: Cursors = dict(position.cursors) if rank == 0 else {}
         self._lanes: dict[tuple[str, int], Lane] = {}
-        self._rows_dealt = {key: cursor.rows for key, cursor in position.cursors.items()}
+        self._dealt = np.zeros((len(corpora), config.data.lanes), dtype=np.int64)
+        for (name, lane), cursor in position.cursors.items():
+            self._dealt[self._order.corpora.index(name), lane] = cursor.rows
+        self._waiting_for: Lane | None = None
+        self._workers = Workers(config.data.workers)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.data.prefetch_batches)
         self._closed = threading.Event()
-        _allow_open_files(len(shards) * config.data.lanes)
+        _allow_open_files(len(corpora) * config.data.lanes)
         self._thread = threading.Thread(target=self._produce, args=(position.rows,), daemon=True)
         self._thread.start()
 
     def next_batch(self, give_up: Callable[[], bool] = lambda: False) -> Batch | None:
         """The next batch, or None if it is slow to come and `give_up` says so.
 
-        Raises what the preparing thread met, ConfigError for a user's mistake.
+        Raises Unavailable if it does not come at all, and what the preparing threads met, ConfigError for a
+        user's mistake.
         """
+        until = time.monotonic() + self._config.data.retry.stall_seconds
         while True:
             try:
-                item = self._queue.get(timeout=PATIENCE_SECONDS)
+                item = self._queue.get(timeout=min(PATIENCE_SECONDS, self._config.data.retry.stall_seconds))
                 break
             except queue.Empty:
                 if give_up():
                     return None
+                if time.monotonic() > until:
+                    raise Unavailable(self._stall()) from None
         if isinstance(item, BaseException):
             self._queue.put(item)  # the thread has ended: a caller who asks again must not wait for ever
             raise item
         return item
 
     def close(self) -> None:
-        """End the preparing thread; batches not yet taken are read again after a resume.
+        """End the preparing threads; batches not yet taken are read again after a resume.
 
         A thread that waits for a dead store is left behind: it ends with the process.
         """
@@ -131,7 +140,14 @@ class Loader:
                 self._queue.get_nowait()
             self._thread.join(timeout=0.05)
         for lane in self._lanes.values():
-            lane.close()
+            lane.close(deadline - time.monotonic())
+        self._workers.close()
+
+    def _stall(self) -> str:
+        seconds = self._config.data.retry.stall_seconds
+        lane = self._waiting_for
+        what = f"corpus {lane.name}, lane {lane.number}, reading {lane.reading}" if lane else "no lane yet"
+        return f"data.retry.stall_seconds={seconds:g}: no batch came in that time; waiting for {what}"
 
     def _produce(self, first: int) -> None:
         try:
@@ -144,50 +160,53 @@ class Loader:
     def _prepare(self, first: int) -> Batch | None:
         """This rank's part of the global batch from row `first` on; None once the loader is closed."""
         count = self._config.global_batch
-        mine = self._order.rows_of_rank(first, count, self._rank, self._world_size)
+        mine = self._order.rows_of_rank(first, count, self._rank, self._world_size) - first
+        place = np.full(count, -1)
+        place[mine] = np.arange(len(mine))
+        corpora, numbers = self._order.sources(first, count)
+        streams = corpora * self._config.data.lanes + numbers
+        by_stream = np.argsort(streams, kind="stable")
+        borders = np.flatnonzero(np.diff(streams[by_stream])) + 1
+        wanted: list[tuple[Lane, NDArray[np.int64], NDArray[np.int64]]] = []
+        for members in np.split(by_stream, borders):
+            corpus, number = int(corpora[members[0]]), int(numbers[members[0]])
+            own = np.flatnonzero(place[members] >= 0)
+            if len(own):  # all lanes are opened first, so that they are read at the same time
+                lane = self._lane(self._order.corpora[corpus], number)
+                wanted.append((lane, self._dealt[corpus, number] + own, place[members[own]]))
+            self._dealt[corpus, number] += len(members)
         rows = np.empty((len(mine), self._config.model.sequence_length + 1), dtype=np.int32)
-        filled, wanted = 0, set(mine.tolist())
-        corpora, lanes = self._order.sources(first, count)
-        for row, corpus, lane in zip(
-            range(first, first + count), corpora.tolist(), lanes.tolist(), strict=True
-        ):
-            key = (self._order.mixture.corpora[corpus], lane)
-            index = self._rows_dealt.get(key, 0)
-            self._rows_dealt[key] = index + 1
-            if row in wanted:
-                if self._closed.is_set():
-                    return None
-                rows[filled] = self._row(key, index)
-                filled += 1
+        for lane, own, places in wanted:
+            if self._closed.is_set():
+                return None
+            self._waiting_for = lane
+            rows[places] = _rows(lane, own)
+            self._cursors[lane.name, lane.number] = lane.cursor
         return Batch(rows, Position(first + count, dict(self._cursors)))
 
-    def _row(self, key: tuple[str, int], index: int) -> Tokens:
-        """Row number `index` of a lane; rows that other ranks computed are read past."""
-        lane = self._lanes.get(key) or self._open(key)
-        for _ in range(index - lane.cursor.rows):
-            lane.next_row()
-        row = lane.next_row()
-        assert lane.cursor.rows == index + 1, f"{key}: read {lane.cursor.rows - 1} rows, dealt {index}"
-        self._cursors[key] = lane.cursor
-        return row
-
-    def _open(self, key: tuple[str, int]) -> Lane:
-        name, number = key
-        data = self._config.data
-        self._lanes[key] = Lane(
-            name,
-            self._shards[name],
-            data.corpora[name].text_field,
-            self._tokenizer,
-            lane=number,
-            lanes=data.lanes,
-            sequence_length=self._config.model.sequence_length,
-            shuffle_window=data.shuffle_window,
-            seed=self._config.seed,
-            on_damage=self._report,
-            cursor=self._begun_at.get(key, Cursor()),
-        )
+    def _lane(self, name: str, number: int) -> Lane:
+        key = (name, number)
+        if key not in self._lanes:
+            self._lanes[key] = Lane(
+                name,
+                number,
+                self._corpora[name],
+                self._config.data,
+                sequence_length=self._config.model.sequence_length,
+                seed=self._config.seed,
+                cursor=self._begun_at.get(key, Cursor()),
+                workers=self._workers,
+            )
         return self._lanes[key]
+
+
+def _rows(lane: Lane, wanted: NDArray[np.int64]) -> Tokens:
+    """Rows of a lane by their numbers, ascending; those between that other ranks computed are read past."""
+    while (ahead := int(wanted[0]) - lane.cursor.rows) > 0:
+        lane.take(min(ahead, SKIPPED_AT_ONCE))
+    assert ahead == 0, f"{lane.name}, lane {lane.number}: at row {lane.cursor.rows}, wanted {wanted[0]}"
+    rows = lane.take(int(wanted[-1] - wanted[0]) + 1)
+    return rows if len(rows) == len(wanted) else rows[wanted - wanted[0]]
 
 
 def _allow_open_files(count: int) -> None:

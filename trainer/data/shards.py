@@ -1,181 +1,284 @@
-"""Shards: the files of a corpus, and the documents in them."""
+"""The documents in a shard."""
 
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import IO, Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import fsspec
+import orjson
 import pyarrow
 import pyarrow.parquet
-import zstandard
 
-from configs.schema import ConfigError
+from configs.text import Data, Retry
+from trainer.data.blocks import Place
+from trainer.data.cache import Copies
 from trainer.data.damage import Damage
+from trainer.data.index import SMALLEST_BYTES, Indexes
+from trainer.data.listing import Shard, is_local
+from trainer.data.passes import Bulk, Passes
+from trainer.data.patience import Fault
+from trainer.data.pieces import pieces
+from trainer.data.stores import LocalSource, Reader, Source, StoreSource
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst", ".parquet")
-READ_BYTES = 1 << 14
-"""As gzip, so much unfolds to 16 MB at most."""
-ROWS_PER_READ = 128
 LONGEST_LINE_BYTES = 1 << 28
 """A file without line ends, one JSON array say, must not be read into memory."""
-LARGEST_ZSTD_WINDOW_BYTES = 1 << 31
-"""What `zstd --long=31` needs, with which some public corpora are packed."""
+PAGE_BYTES = 1 << 18
+ROWS_PER_READ = 256
+DOCUMENTS_PER_SPAN = 1024
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Span(NamedTuple):
+    """The readable documents of a block."""
+
+    place: Place
+    texts: dict[int, str]
+    """By place in the block; damaged and absent documents have no key."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file: its fsspec address and its size in bytes, None where the file system does not tell."""
+class Reading:
+    """How shards are read."""
 
-    address: str
-    size_bytes: int | None
+    retry: Retry
+    copies: Copies | None = None
+    """Where remote shards are kept, if they are."""
+    indexes: Indexes | None = None
+    """Where points in large gzip files are kept."""
+    passes: Passes = field(default_factory=Passes)
+    """Those under way, of shards that are cut into parts."""
+
+    @classmethod
+    def of(cls, data: Data, run: Path) -> Reading:
+        """As the configuration says. Raises ConfigError if the cache's directory cannot be used."""
+        if data.cache.directory is None:
+            return cls(data.retry, None, Indexes(run / "index"))
+        copies = Copies(data.cache, data.retry, run)
+        return cls(data.retry, copies, Indexes(Path(data.cache.directory) / "index"))
+
+    def source(self, shard: Shard) -> Source:
+        """The bytes of a shard."""
+        if is_local(shard.address):
+            return LocalSource(shard.address.rpartition("://")[2], shard, self.retry)
+        return self.copies.open(shard) if self.copies else StoreSource(shard, self.retry)
 
 
-def list_shards(key: str, patterns: list[str]) -> list[Shard]:
-    """Files that paths and globs name, sorted by address.
+def spans(
+    shard: Shard,
+    text_field: str,
+    *,
+    part: int,
+    parts: int,
+    window: int,
+    start: Place,
+    on_damage: Callable[[Damage], None],
+    reading: Reading,
+) -> Generator[Span]:
+    """Blocks of part `part` of `parts` of a shard, in order; blocks without a readable document are left out.
 
-    Raises ConfigError naming `key` for a pattern without a file, an unknown format, or files that are
-    all empty.
+    Block b is documents b * window * parts to (b + 1) * window * parts - 1 of the shard, of which every
+    `parts`-th from `part` on is parsed. `start.offset` is sought if it is not 0. Damaged documents keep their
+    number, so that what one reader loses moves nothing for the others.
     """
-    shards: dict[str, Shard] = {}
-    for pattern in patterns:
+    span = window * parts
+    place, texts, seen = start if start.offset else Place(), dict[int, str](), 0
+
+    def begin(offset: int) -> Generator[Bulk]:
+        return _bulks(shard, text_field, offset, span, span - seen, reading)
+
+    key = (shard.address, text_field, span)
+    bulks = reading.passes.read(key, place.offset, begin) if parts > 1 else begin(place.offset)
+    offset, empty = place.offset, place == Place()
+
+    def refused(number: int, reason: str) -> None:
+        on_damage(Damage("document", shard.address, place.block * span + number, reason))
+
+    with closing(bulks):
         try:
-            file_system, path = fsspec.url_to_fs(pattern)
-            found = file_system.glob(path, detail=True) if _is_glob(path) else {path: file_system.info(path)}
-            # A glob does not follow links, of which some caches are made.
-            found = {
-                name: file_system.info(name) if info["type"] == "other" else info
-                for name, info in found.items()
-            }
-        except FileNotFoundError as error:
-            raise ConfigError(f"{key}={error.filename or pattern}: no such file") from None
-        except Exception as error:  # a file system's own exceptions share no base class
-            raise ConfigError(f"{key}={pattern}: cannot be listed: {error}") from None
-        files = {name: info for name, info in found.items() if info["type"] == "file"}
-        if not files:
-            raise ConfigError(f"{key}={pattern}: no such file")
-        for name, info in files.items():
-            if not name.endswith(SUFFIXES):
-                raise ConfigError(f"{key}={name}: unknown format; allowed: {', '.join(SUFFIXES)}")
-            address = file_system.unstrip_protocol(name)
-            shards[address] = Shard(address, info["size"])
-    if all(shard.size_bytes == 0 for shard in shards.values()):
-        raise ConfigError(f"{key}={patterns[0]}: all {len(shards)} files are empty")
-    return [shards[address] for address in sorted(shards)]
+            if shard.size_bytes == 0:
+                raise Fault("shard", "empty file")
+            for raw, extent in bulks:
+                empty = False
+                first = (part - seen) % parts
+                if place.block >= start.block:
+                    _parse(raw[first::parts], shard.suffix, text_field, seen + first, parts, texts, refused)
+                seen += len(raw)
+                offset += extent
+                if seen == span:
+                    if texts:
+                        yield Span(place, texts)
+                    place, texts, seen = Place(place.block + 1, offset), {}, 0
+            if empty:
+                raise Fault("shard", "no document in it")
+        except Fault as fault:
+            number = place.block * span + seen
+            on_damage(Damage(fault.kind, shard.address, number, str(fault)[:200]))
+        if texts:
+            yield Span(place, texts)
 
 
 def documents(
-    shard: Shard,
-    text_field: str,
-    on_damage: Callable[[Damage], None],
-    first: int = 0,
-    stride: int = 1,
+    shard: Shard, text_field: str, on_damage: Callable[[Damage], None], reading: Reading
 ) -> Iterator[tuple[int, str]]:
-    """Number in the shard and text of every `stride`-th document from number `first` on.
-
-    Damaged documents keep their number, so what one reader loses moves nothing for the others.
-    Documents that were not asked for are passed over without being parsed. A file system that fails
-    is no damage: OSError is raised, and the run can be resumed where the text is still whole.
-    """
-    parquet = shard.address.endswith(".parquet")
-    read = _cells if parquet else _lines
-    number = first
-    if shard.size_bytes == 0:
-        on_damage(Damage(shard.address, 0, "empty file", rest_lost=True))
-        return
-    try:
-        for number, raw in read(shard, text_field, first, stride):
-            if not parquet and not raw.strip():
-                continue
-            try:
-                value = raw if parquet else json.loads(raw)[text_field]
-                text = value.decode() if isinstance(value, bytes) else value
-                if not isinstance(text, str):
-                    raise TypeError(f"field {text_field} is not text")
-                text.encode()  # fails on half a surrogate pair, which JSON can spell
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                reason = f"no field {text_field}" if isinstance(error, KeyError) else str(error)
-                on_damage(Damage(shard.address, number, reason[:200], rest_lost=False))
-            else:
-                yield number, text
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
-        # pyarrow calls damage OSError too, but without an errno.
-        from_pyarrow = parquet and type(error) is OSError and error.errno is None
-        if isinstance(error, OSError) and not from_pyarrow:
-            error.add_note(f"while reading {shard.address}")
-            raise
-        on_damage(Damage(shard.address, number, f"{type(error).__name__}: {error}"[:200], rest_lost=True))
+    """Number in the shard and text of every readable document."""
+    found = spans(
+        shard,
+        text_field,
+        part=0,
+        parts=1,
+        window=DOCUMENTS_PER_SPAN,
+        start=Place(),
+        on_damage=on_damage,
+        reading=reading,
+    )
+    with closing(found):
+        for place, texts in found:
+            for number, text in texts.items():
+                yield place.block * DOCUMENTS_PER_SPAN + number, text
 
 
-def _is_glob(path: str) -> bool:
-    return any(character in path for character in "*?[")
+def _bulks(
+    shard: Shard, text_field: str, offset: int, span: int, room: int, reading: Reading
+) -> Generator[Bulk]:
+    """Documents as they lie in the file, some at a time but no more than end a block, and their extent in
+    what a Place counts: bytes of text, or rows. Raises Fault."""
+    with closing(Reader(source := reading.source(shard))) as reader, ExitStack() as stack:
+        if shard.suffix == ".parquet":
+            found = _rows(reader, text_field, offset)
+        else:
+            index = None
+            large = shard.suffix.endswith(".gz") and (shard.size_bytes or 0) >= SMALLEST_BYTES
+            if large and reading.indexes and source.path:
+                index = reading.indexes.find(shard, source.path)
+                if index is None:
+                    stack.enter_context(reading.indexes.wanted(shard, source.path))
+            found = _lines(pieces(reader, shard.suffix, offset, index))
+        begins = offset == 0
+        for raws in found:
+            for at in _cuts(len(raws), room, span):
+                some = raws[at]
+                room = room - len(some) or span
+                if shard.suffix == ".parquet":
+                    yield some, len(some)
+                    continue
+                extent = sum(map(len, some)) + len(some)
+                if begins:
+                    some[0] = some[0].removeprefix(BYTE_ORDER_MARK)
+                    begins = False
+                yield some, extent
 
 
-def _lines(shard: Shard, text_field: str, first: int, stride: int) -> Iterator[tuple[int, Any]]:
-    with fsspec.open(shard.address, "rb") as file:
-        yield from islice(enumerate(_split(_decompressed(file, shard.address))), first, None, stride)
+def _cuts(count: int, room: int, span: int) -> Iterator[slice]:
+    """`count` documents in stretches of which the first has `room` places and the others have `span`."""
+    begin, end = 0, room
+    while begin < count:
+        yield slice(begin, end)
+        begin, end = end, end + span
 
 
-def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _lines(found: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Lines of a text that comes in pieces."""
     begun: list[bytes] = []
     begun_bytes = 0
-    for piece in pieces:
-        end, *lines = piece.split(b"\n")
-        begun.append(end)
-        begun_bytes += len(end)
-        if lines:
-            yield b"".join(begun)
-            begun = [lines.pop()]
-            begun_bytes = len(begun[0])
-            yield from lines
+    for piece in found:
+        lines = piece.split(b"\n")
+        begun.append(lines[0])
+        begun_bytes += len(lines[0])
         if begun_bytes > LONGEST_LINE_BYTES:
-            raise EOFError(f"a line is longer than {LONGEST_LINE_BYTES} bytes; not json lines?")
-    yield b"".join(begun)
+            raise Fault(
+                "shard", f"a line is longer than {LONGEST_LINE_BYTES} bytes; not a document per line?"
+            )
+        if len(lines) > 1:
+            last = lines.pop()
+            lines[0] = b"".join(begun)
+            yield lines
+            begun = [last]
+            begun_bytes = len(last)
+    if begun_bytes:
+        yield [b"".join(begun)]
 
 
-def _decompressed(file: IO[bytes], address: str) -> Iterator[bytes]:
-    """Pieces of a file's text. Raises EOFError after the last whole piece of a file that is cut short."""
-    new: Callable[[], Any]
-    if address.endswith(".gz"):
-        new = partial(zlib.decompressobj, 16 + zlib.MAX_WBITS)
-    elif address.endswith(".zst"):
-        new = zstandard.ZstdDecompressor(max_window_size=LARGEST_ZSTD_WINDOW_BYTES).decompressobj
-    else:
-        yield from iter(lambda: file.read(READ_BYTES), b"")
-        return
-    member = None  # gzip calls its parts members, zstd frames; a file may have any number of them
-    while data := file.read(READ_BYTES):
-        while data := data if member else data.lstrip(b"\0"):  # gzip files may be padded with zeros
-            member = member or new()
-            yield member.decompress(data)
-            data = member.unused_data
-            if member.eof:
-                member = None
-    if member:
-        raise EOFError("the file is cut short")
-
-
-def _cells(shard: Shard, text_field: str, first: int, stride: int) -> Iterator[tuple[int, Any]]:
+def _rows(reader: Reader, text_field: str, offset: int) -> Iterator[pyarrow.Array]:
     """Cells of a parquet file's text column as bytes, so that one which is not UTF-8 loses only itself."""
-    with fsspec.open(shard.address, "rb") as file:
+    try:
         # As pages rather than whole row groups, of which one can be all of a file.
-        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
+        table = pyarrow.parquet.ParquetFile(reader, pre_buffer=False, buffer_size=PAGE_BYTES)
         if text_field not in table.schema_arrow.names:
-            raise pyarrow.ArrowInvalid(f"no column {text_field}")
-        groups = [table.metadata.row_group(index).num_rows for index in range(table.num_row_groups)]
-        number = 0
-        while groups and number + groups[0] <= first:
-            number += groups.pop(0)
-        rest = range(table.num_row_groups - len(groups), table.num_row_groups)
-        for batch in table.iter_batches(ROWS_PER_READ, row_groups=rest, columns=[text_field]):
-            column = batch.column(0).cast(pyarrow.large_binary())
-            start = number + (first - number) % stride if number >= first else first
-            for row in range(start - number, len(column), stride):
-                yield number + row, column[row].as_py()
-            number += len(column)
+            raise Fault("shard", f"no column {text_field}")
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            if offset >= rows:
+                offset -= rows
+                continue
+            # A group at a time, so that readers from different places lose the same rows of a damaged file.
+            for batch in table.iter_batches(ROWS_PER_READ, row_groups=[group], columns=[text_field]):
+                column = batch.column(0).cast(pyarrow.large_binary())[offset:]
+                offset = max(0, offset - len(batch))
+                if len(column):
+                    yield column
+        if offset:
+            raise Fault("changed", f"ends {offset} rows before the place that was left")
+    except (pyarrow.ArrowException, OSError) as error:  # pyarrow calls damage OSError too
+        raise Fault("shard", f"{type(error).__name__}: {error}") from error
+
+
+def _parse(
+    raws: Any,
+    suffix: str,
+    field: str,
+    number: int,
+    parts: int,
+    texts: dict[int, str],
+    refused: Callable[[int, str], None],
+) -> None:
+    """Add the texts of documents `number`, `number + parts`, ... of a block."""
+    loads = orjson.loads
+    try:
+        if suffix.startswith(".txt"):
+            found = [str(raw.removesuffix(b"\r"), "utf-8") for raw in raws]
+            plain = all(map(str.strip, found))
+        elif suffix == ".parquet":
+            raws = raws.to_pylist()
+            found = [str(raw, "utf-8") for raw in raws]
+            plain = True
+        else:
+            found = [loads(raw)[field] for raw in raws]
+            plain = all(type(text) is str for text in found)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        plain = False
+    if plain:
+        texts.update(zip(range(number // parts, number // parts + len(found)), found, strict=True))
+        return
+    for index, raw in enumerate(raws):
+        try:
+            text = _text(raw, suffix, field)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"no field {field}" if isinstance(error, KeyError) else str(error)
+            refused(number + index * parts, reason[:200])
+        else:
+            if text is not None:
+                texts[number // parts + index] = text
+
+
+def _text(raw: Any, suffix: str, field: str) -> str | None:
+    """The text of a document, None for a blank line. Raises what json does, KeyError or TypeError."""
+    if suffix == ".parquet":
+        if not isinstance(raw, bytes):
+            raise TypeError(f"field {field} is not text")
+        return str(raw, "utf-8")
+    if not raw.strip():
+        return None
+    if suffix.startswith(".txt"):
+        return str(raw.removesuffix(b"\r"), "utf-8")
+    try:
+        text = orjson.loads(raw)[field]
+    except orjson.JSONDecodeError:  # as for NaN, which json knows
+        text = json.loads(str(raw, "utf-8"))[field]
+    if not isinstance(text, str):
+        raise TypeError(f"field {field} is not text")
+    text.encode()  # fails on half a surrogate pair, which JSON can spell
+    return text

@@ -34,8 +34,12 @@ class Strategy(Protocol):
     module: nn.Module
     """The transformers module whose parameters are spread."""
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Forward pass: ids [rows, T] to logits [rows, T, vocabulary]."""
+    def logits(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Forward pass: ids [rows, T] to logits [rows, T, vocabulary].
+
+        positions: [rows, T], counting from 0 in each document of a row; a token attends to none but its
+        own. None for rows that are one text.
+        """
 
     def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
         """Context of one forward and backward pass; after the complete one all ranks' gradients are in."""

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import Config
 from trainer.distributed import World
+from trainer.model import forward
 from trainer.optimizer import Updater
 from trainer.sharding import Progress
 from trainer.sharding.logical import Logical, logical
@@ -55,10 +56,9 @@ class Ddp:
         format = AUTOCAST.get(config.precision.compute)
         self._autocast = torch.autocast(world.device.type, format, enabled=format is not None)
 
-    def logits(self, inputs: Tensor) -> Tensor:
+    def logits(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
         with self._autocast:
-            logits: Tensor = self._replica(input_ids=inputs, use_cache=False).logits
-        return logits
+            return forward(self._replica, inputs, positions)
 
     def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
         if complete:

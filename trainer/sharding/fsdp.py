@@ -20,7 +20,7 @@ from torch.distributed.tensor import Shard
 
 from configs.schema import Config, ConfigError
 from trainer.distributed import World
-from trainer.model import blocks
+from trainer.model import blocks, forward
 from trainer.optimizer import Updater
 from trainer.sharding import Progress
 from trainer.sharding.logical import Logical, logical
@@ -78,9 +78,8 @@ class Fsdp:
         self._updater = Updater(module, config)
         self.optimizer = self._updater.optimizer
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.module(input_ids=inputs, use_cache=False).logits
-        return logits
+    def logits(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
+        return forward(self.module, inputs, positions)
 
     def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
         """Every backward pass scatters its gradients: held whole they would take 4 bytes a parameter.

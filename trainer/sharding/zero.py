@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from configs.schema import Config
 from trainer.distributed import World
 from trainer.loss_scale import loss_scale_of
+from trainer.model import forward
 from trainer.optimizer import build_optimizer, set_updates
 from trainer.sharding import Progress
 from trainer.sharding.logical import Logical, flat_range
@@ -66,9 +67,8 @@ class Zero:
         self._scale = loss_scale_of(config.precision)
         self._set_scale()
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self._engine(input_ids=inputs, use_cache=False).logits
-        return logits
+    def logits(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
+        return forward(self._engine, inputs, positions)
 
     def gradients(self, *, complete: bool) -> AbstractContextManager[None]:
         """zero1 reduces in the complete pass; zero2 and zero3 in every pass, as a rank keeps a part only."""

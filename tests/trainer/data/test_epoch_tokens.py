@@ -14,7 +14,8 @@ from configs.compose import compose
 from configs.schema import Config, ConfigError
 from trainer import corpora
 from trainer.corpora import load_corpora, steps_of
-from trainer.data.shards import documents
+from trainer.data.listing import list_shards
+from trainer.data.shards import Reading, documents
 from trainer.data.tokenizer import DocumentTokenizer
 from trainer.distributed import World
 
@@ -37,8 +38,9 @@ def test_the_corpus_with_the_largest_weight_is_read_as_often_as_asked(
 ) -> None:
     config = config_of(site)  # legal has weight 0.7
     loaded = load_corpora(site.root, config, world)
-    texts = [text for shard in loaded.train["legal"] for _, text in documents(shard, "text", pytest.fail)]
-    tokens = sum(len(tokens) for tokens in tokenizer.encode(texts))
+    shards, reading = list_shards("legal", [f"{site.root}/legal/train.*"]), Reading.of(config.data, site.root)
+    texts = [text for shard in shards for _, text in documents(shard, "text", pytest.fail, reading)]
+    tokens = len(tokenizer.encode(texts).ids)
     assert loaded.epoch_tokens == tokens
     rows = steps_of(config, loaded) * config.global_batch
     assert 0.7 * rows * config.model.sequence_length == pytest.approx(2 * tokens, rel=0.02)
@@ -65,7 +67,8 @@ def test_a_shard_that_comes_later_does_not_join_a_run(site: Site, world: World) 
     before = load_corpora(site.root, config_of(site), world)
     write_shard(site.root / "legal" / "train.00000a.json.gz", ["late"])
     after = load_corpora(site.root, config_of(site), world)
-    assert (after.train, after.epoch_tokens) == (before.train, before.epoch_tokens)
+    assert after.train["legal"].addresses == before.train["legal"].addresses
+    assert after.epoch_tokens == before.epoch_tokens
 
 
 @pytest.mark.parametrize("change", ["gone", "other size"])
@@ -75,7 +78,7 @@ def test_a_shard_that_changed_since_the_run_began_ends_it(site: Site, world: Wor
     shard.unlink()
     if change == "other size":
         write_shard(shard, ["other text"])
-    with pytest.raises(ConfigError, match=r"data\.corpora\.legal\.train=.*train\.00001"):
+    with pytest.raises(ConfigError, match=r"data\.faults\.changed=fail: .*legal/train\.00001"):
         load_corpora(site.root, config_of(site), world)
 
 
@@ -95,5 +98,5 @@ def test_a_text_field_that_no_document_has_names_the_corpus_and_the_field(site: 
 def test_an_empty_shard_is_told_and_left_out(site: Site, world: World, tmp_path: Path) -> None:
     (site.root / "legal" / "train.99999.json.gz").touch()
     loaded = load_corpora(tmp_path, config_of(site), world)
-    assert len(loaded.train["legal"]) == 2
+    assert len(loaded.train["legal"].addresses) == 2
     assert "empty file" in (tmp_path / "events.jsonl").read_text()

@@ -19,12 +19,16 @@ from support import Site, event_names, sentences, write_shard
 
 from configs.compose import compose
 from configs.schema import Config, ConfigError
-from trainer.data.damage import DamagedShard
+from configs.text import Faults
+from trainer.data.blocks import Corpus, Tokens
+from trainer.data.damage import DamagedShard, DamageReport, Unavailable
 from trainer.data.lanes import Cursor
+from trainer.data.listing import Shard, list_shards
 from trainer.data.loader import Loader, Position
 from trainer.data.order import Order
-from trainer.data.shards import Shard, list_shards
-from trainer.data.tokenizer import DocumentTokenizer, Tokens
+from trainer.data.shards import Reading
+from trainer.data.texts import TextCorpus
+from trainer.data.tokenizer import DocumentTokenizer
 
 START = Position(0, {})
 ROWS = 480
@@ -54,6 +58,16 @@ def shards_of(config: Config) -> dict[str, list[Shard]]:
     }
 
 
+def texts_of(
+    config: Config, shards: dict[str, list[Shard]], tokenizer: DocumentTokenizer, run: Path
+) -> dict[str, Corpus]:
+    report, reading = DamageReport(run, config.data.faults, 0), Reading.of(config.data, run)
+    return {
+        name: TextCorpus(listed, "text", config.data.shuffle_window, tokenizer, report, reading)
+        for name, listed in shards.items()
+    }
+
+
 def open_loader(
     config: Config,
     tokenizer: DocumentTokenizer,
@@ -62,9 +76,8 @@ def open_loader(
     world_size: int = 1,
     position: Position = START,
 ) -> Loader:
-    return Loader(
-        config, shards_of(config), tokenizer, run=run, rank=rank, world_size=world_size, position=position
-    )
+    corpora = texts_of(config, shards_of(config), tokenizer, run)
+    return Loader(config, corpora, rank=rank, world_size=world_size, position=position)
 
 
 def consume(
@@ -75,9 +88,7 @@ def consume(
     position: Position = START,
 ) -> tuple[Tokens, Position]:
     """Rows of the next global batches in the order of the run, and where that leaves the run."""
-    order = Order(
-        {name: corpus.weight for name, corpus in config.data.corpora.items()}, config.data.lanes, config.seed
-    )
+    order = Order(config.data, config.model.sequence_length, config.seed)
     count = config.global_batch
     rows = np.full((batches * count, config.model.sequence_length + 1), -1, dtype=np.int32)
     with ExitStack() as stack:
@@ -208,16 +219,17 @@ def test_damage_is_recorded_once_though_every_lane_reads_the_shard(
 def test_an_error_in_the_thread_reaches_every_call_of_next_batch(
     damaged: Config, tokenizer: DocumentTokenizer, tmp_path: Path
 ) -> None:
-    with closing(open_loader(with_options(damaged, on_corrupt="fail"), tokenizer, tmp_path)) as loader:
+    config = with_options(damaged, faults=Faults(document="fail"))
+    with closing(open_loader(config, tokenizer, tmp_path)) as loader:
         for _ in range(2):
             with pytest.raises(DamagedShard, match=r"damaged\.jsonl, document 70"):
                 [loader.next_batch() for _ in range(1000)]
 
 
-def test_too_few_documents_reach_the_caller_as_a_config_error(
+def test_a_corpus_without_text_reaches_the_caller_as_a_config_error(
     module_site: Site, tokenizer: DocumentTokenizer, tmp_path: Path
 ) -> None:
-    config = one_corpus(module_site, str(write_shard(tmp_path / "few.json.gz", ["text"])))
+    config = one_corpus(module_site, str(write_shard(tmp_path / "blank.json.gz", ["", ""])))
     with (
         closing(open_loader(config, tokenizer, tmp_path)) as loader,
         pytest.raises(ConfigError, match=r"data\.lanes=4"),
@@ -232,8 +244,9 @@ def test_a_file_system_that_fails_reaches_the_caller_and_loses_nothing(
     config = one_corpus(module_site, f"{tmp_path}/*.json.gz")
     listed = shards_of(config)
     shards[2].unlink()
-    loader = Loader(config, listed, tokenizer, run=tmp_path, rank=0, world_size=1, position=START)
-    with closing(loader), pytest.raises(FileNotFoundError):
+    corpora = texts_of(config, listed, tokenizer, tmp_path)
+    loader = Loader(config, corpora, rank=0, world_size=1, position=START)
+    with closing(loader), pytest.raises(Unavailable, match=r"2\.json\.gz"):
         [loader.next_batch() for _ in range(1000)]
     assert event_names(tmp_path) == []
 
@@ -264,7 +277,7 @@ def test_close_ends_the_thread_in_the_middle_of_a_batch(
 def test_close_may_follow_an_error_or_another_close(
     damaged: Config, tokenizer: DocumentTokenizer, tmp_path: Path
 ) -> None:
-    loader = open_loader(with_options(damaged, on_corrupt="fail"), tokenizer, tmp_path)
+    loader = open_loader(with_options(damaged, faults=Faults(document="fail")), tokenizer, tmp_path)
     with pytest.raises(DamagedShard):
         [loader.next_batch() for _ in range(1000)]
     close_quickly(loader)

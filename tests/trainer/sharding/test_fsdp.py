@@ -90,7 +90,7 @@ def plain_loop(configured: Config) -> dict[str, Any]:
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=LR, betas=(0.9, 0.95), eps=1e-8)
     losses, norms = [], []
     for step in range(STEPS):
-        inputs, targets = objective.causal(rows(step))
+        inputs, targets, _ = objective.causal(rows(step))
         logits = module(input_ids=inputs).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
@@ -132,7 +132,7 @@ def train(configured: Config, world: World, expected: dict[str, Any]) -> dict[st
     strategy.discard_gradients()
     losses, norms = [], []
     for step in range(STEPS):
-        inputs, targets = objective.causal(rows(step)[world.rank :: world.size])
+        inputs, targets, _ = objective.causal(rows(step)[world.rank :: world.size])
         loss_sum = torch.zeros(())
         for row in range(len(inputs)):
             with strategy.gradients(complete=row == len(inputs) - 1):

@@ -102,7 +102,7 @@ def trained(strategy: Strategy, world: World, steps: range, blow_up: float = 1.0
         rows = torch.randint(VOCABULARY, (RANKS, MICRO_BATCHES, ROWS, LENGTH + 1), generator=generator)
         total = torch.zeros(())
         for number, micro in enumerate(rows[world.rank]):
-            inputs, targets = objective.causal(micro)
+            inputs, targets, _ = objective.causal(micro)
             with strategy.gradients(complete=number == MICRO_BATCHES - 1):
                 loss = objective.loss_sum(strategy.logits(inputs), targets, upcast=True)
                 strategy.backward(loss * (blow_up * RANKS / rows[..., 1:].numel()))
