@@ -16,7 +16,7 @@ from cluster import events
 from configs.schema import Config, ConfigError
 from trainer.data.blocks import Corpus
 from trainer.data.census import rows_for
-from trainer.data.damage import Damage, DamageReport
+from trainer.data.damage import Damage, DamageReport, Unavailable
 from trainer.data.decontaminate import Decontamination, HeldOut
 from trainer.data.listing import Shard, list_shards
 from trainer.data.order import Order
@@ -78,7 +78,7 @@ def load_corpora(run: Path, config: Config, world: World) -> Corpora:
             )
         validation[name] = rows
     told = DamageReport(run, config.data.faults, world.rank)
-    cleaned = _decontamination(config, held_out, report, reading)
+    cleaned = _decontamination(run, config, world, held_out, report, reading)
     corpora = {
         name: _corpus(config, name, shards, tokenizer, told, reading, cleaned)
         for name, shards in train.items()
@@ -170,19 +170,33 @@ def _first_texts(config: Config, train: Shards, reading: Reading) -> Iterator[st
 
 
 def _decontamination(
-    config: Config, held_out: Shards, on_damage: Callable[[Damage], None], reading: Reading
+    run: Path,
+    config: Config,
+    world: World,
+    held_out: Shards,
+    on_damage: Callable[[Damage], None],
+    reading: Reading,
 ) -> Decontamination | None:
-    """Held-out documents of all corpora, which no training document may be."""
+    """Held-out documents of all corpora, which no training document may be; hashed once, by rank 0."""
     kind = config.data.decontaminate
     if kind == "none" or config.data.tokenized is not None:  # done when it was tokenized
         return None
-    texts = (
-        text
-        for name, shards in held_out.items()
-        for shard in shards
-        for _, text in documents(shard, config.data.corpora[name].text_field, on_damage, reading)
-    )
-    return Decontamination(HeldOut.of(texts, kind))
+    kept = run / "held-out"
+    failure = None
+    if world.main:
+        texts = (
+            text
+            for name, shards in held_out.items()
+            for shard in shards
+            for _, text in documents(shard, config.data.corpora[name].text_field, on_damage, reading)
+        )
+        try:
+            HeldOut.of(texts, kind).save(kept)
+        except (ConfigError, Unavailable) as error:
+            failure = error
+    if (failure := world.from_main(failure)) is not None:
+        raise failure
+    return Decontamination(HeldOut.open(kept))
 
 
 def _fingerprints(config: Config, train: Shards, tokenizer: DocumentTokenizer) -> dict[str, Any]:

@@ -66,6 +66,8 @@ class Session:
     """Whether the last step's gradient overflowed in fp16, so that it changed nothing."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """Results of the newest evaluation, and the step that it was made at."""
+    epochs: dict[str, int] = field(default_factory=dict)
+    """Times that each corpus was read to its end, as far as told."""
     saved_step: int = 0
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -95,13 +97,21 @@ class Session:
         without a loss scale."""
         self.step, self.position, self.grad_norm = self.step + 1, position, grad_norm
         self.tokens += tokens
-        self.throughput.steps += 1
+        self.throughput.add_step(tokens)
+        self._tell_epochs()
         loss_scale = self.strategy.progress().loss_scale
         self.skipped = loss_scale is not None and not math.isfinite(grad_norm.item())
         if loss_scale is not None and self.skipped:
             if self.world.main:
                 events.record(self.run, "step_skipped", step=self.step, loss_scale=loss_scale)
             self._check("loss_scale", loss_scale, least=1.0)
+
+    def _tell_epochs(self) -> None:
+        """Record when a corpus begins again; its first lane stands for all, which differ by a few rows."""
+        for (corpus, lane), cursor in self.position.cursors.items():
+            if lane == 0 and cursor.epoch > self.epochs.get(corpus, 0):
+                self.epochs[corpus] = cursor.epoch
+                events.record(self.run, "epoch", step=self.step, corpus=corpus, epoch=cursor.epoch)
 
     def log_step(self, loss: float, lr: float) -> None:
         """Write a row of metrics. Raises Diverged instead if loss or gradient norm is not finite."""
@@ -214,6 +224,7 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
         metrics=Metrics(run, config, step if saved else -1) if world.main else None,
         throughput=throughput,
         evaluation=(saved or {}).get("evaluation") or {},
+        epochs={corpus: cursor.epoch for (corpus, lane), cursor in position.cursors.items() if lane == 0},
         saved_step=step,
     )
     if world.main:

@@ -18,7 +18,7 @@ class Throughput:
     """Collects times between two rows of metrics.jsonl."""
 
     def __init__(self, config: Config, world: World, flops_per_token: float) -> None:
-        self._tokens_per_step = config.global_batch * config.model.sequence_length
+        self._positions_per_step = config.global_batch * config.model.sequence_length
         self._flops_per_token = flops_per_token
         self._world = world
         self._peak_flops = peak_flops(world.device, config.precision.compute)
@@ -29,16 +29,28 @@ class Throughput:
         self._began = time.perf_counter()
         self.data_seconds = 0.0
         self.steps = 0
+        self._tokens = 0
+
+    def add_step(self, tokens: int) -> None:
+        """Count a step on so many target tokens of all ranks."""
+        self.steps += 1
+        self._tokens += tokens
 
     def row(self) -> dict[str, Any]:
-        """Means over the interval's steps. MFU counts 6 N + 12 L H Q T and is null for an unknown peak."""
+        """Means over the interval's steps. MFU counts 6 N + 12 L H Q T and is null for an unknown peak.
+
+        Utilisation is the share of computed positions that had a target: less than 1 where rows are padded
+        or documents are masked. tokens_per_second counts targets, MFU all positions.
+        """
         step_seconds = (time.perf_counter() - self._began) / self.steps
-        tokens_per_second = self._tokens_per_step / step_seconds
+        positions_per_second = self._positions_per_step / step_seconds
+        utilisation = self._tokens / (self.steps * self._positions_per_step)
         mfu = None
         if self._peak_flops is not None:
-            mfu = self._flops_per_token * tokens_per_second / (self._world.size * self._peak_flops)
+            mfu = self._flops_per_token * positions_per_second / (self._world.size * self._peak_flops)
         return {
-            "tokens_per_second": tokens_per_second,
+            "tokens_per_second": utilisation * positions_per_second,
+            "utilisation": utilisation,
             "step_seconds": step_seconds,
             "data_seconds": self.data_seconds / self.steps,
             "mfu": mfu,

@@ -13,6 +13,13 @@ from ranks import saved_tensors
 from support import Site, event_names, metrics
 
 STEPS = 8
+PACKED = [
+    "data.packing=best_fit",
+    "objective.mask_documents=true",
+    "data.stages=[{until_tokens:512,weights:{legal:3,general:1}},{weights:{general:1}}]",
+    "data.temperature=2",
+    "data.decontaminate=ngram",
+]
 
 
 def deterministic(run: Path) -> list[tuple[float, ...]]:
@@ -25,7 +32,7 @@ def deterministic(run: Path) -> list[tuple[float, ...]]:
     [
         # Four ranks sum in an order that depends on DDP's buckets; dropout depends on random numbers.
         ("ddp", 4, ["sharding.bucket_mib=0.02", "micro_batch=1"]),
-        ("ddp", 2, ["model.family=gpt2", "model.dropout=0.1"]),
+        ("ddp", 2, ["model.family=gpt2", "model.dropout=0.1", *PACKED]),
     ],
 )
 def test_two_interruptions_leave_no_trace(

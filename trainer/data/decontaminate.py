@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -65,6 +66,23 @@ class HeldOut:
             _ascending([np.array(documents, np.uint64)]),
             _ascending(ngrams) if kind == "ngram" else None,
         )
+
+    def save(self, directory: Path) -> None:
+        """Write the hashes, for processes that need them as well."""
+        directory.mkdir(parents=True, exist_ok=True)
+        np.save(directory / "beginnings.npy", np.asarray(self._beginnings))
+        np.save(directory / "documents.npy", np.asarray(self._documents))
+        if self._ngrams is not None:
+            np.save(directory / "ngrams.npy", self._ngrams)
+
+    @classmethod
+    def open(cls, directory: Path) -> HeldOut:
+        """What `save` wrote, mapped into memory, of which processes of a machine share one copy."""
+        files = [directory / f"{name}.npy" for name in ("beginnings", "documents", "ngrams")]
+        found = [np.load(file, mmap_mode="r") if file.exists() else None for file in files]
+        assert found[0] is not None
+        assert found[1] is not None
+        return cls(found[0], found[1], found[2])
 
     def reason(self, text: str) -> Kind | None:
         """Why a training document has to go, None if it may stay.

@@ -18,7 +18,7 @@ Engine = Callable[[Sequence[str]], Ragged]
 """Ids of each text, the end-of-document id last; an empty text is an empty document. Threads may share it."""
 
 COMPARED_DOCUMENTS = 1000
-COMPARED_CHARACTERS = 2_000_000
+COMPARED_CHARACTERS = 1_500_000
 """So much takes about half a second on two cores."""
 TEXTS_PER_COMPARISON = 64
 RUN_CHARACTERS = 4096

@@ -210,7 +210,8 @@ def _packed(file: str, identity: list[Any]) -> bytes:
 
 def _scan(file: str) -> tuple[list[Point], list[bytes]]:
     """Points of a gzip file and the text before each, read from indexed_gzip's export."""
-    points, windows = [], []
+    points: list[Point] = []
+    windows: list[bytes] = []
     exported = io.BytesIO()
     with indexed_gzip.IndexedGzipFile(file, spacing=SPACING_BYTES, window_size=WINDOW_BYTES) as opened:
         opened.build_full_index()

@@ -166,9 +166,15 @@ class Loader:
         corpora, numbers = self._order.sources(first, count)
         streams = corpora * self._config.data.lanes + numbers
         by_stream = np.argsort(streams, kind="stable")
-        borders = np.flatnonzero(np.diff(streams[by_stream])) + 1
+
+        def begins(row: int) -> int:
+            """Offset at which a row's lane goes on; a lane that is behind others can take them along."""
+            key = self._order.corpora[corpora[row]], int(numbers[row])
+            return self._begun_at.get(key, Cursor()).offset
+
+        groups = np.split(by_stream, np.flatnonzero(np.diff(streams[by_stream])) + 1)
         wanted: list[tuple[Lane, NDArray[np.int64], NDArray[np.int64]]] = []
-        for members in np.split(by_stream, borders):
+        for members in groups if self._lanes else sorted(groups, key=lambda rows: begins(rows[0])):
             corpus, number = int(corpora[members[0]]), int(numbers[members[0]])
             own = np.flatnonzero(place[members] >= 0)
             if len(own):  # all lanes are opened first, so that they are read at the same time

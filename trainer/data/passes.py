@@ -27,13 +27,16 @@ class Passes:
         self._lock = threading.Lock()
         self._running: dict[Hashable, list[_Pass]] = {}
 
-    def read(self, key: Hashable, offset: int, begin: Callable[[int], Generator[Bulk]]) -> Generator[Bulk]:
+    def read(
+        self, key: Hashable, offset: int, reach: int, begin: Callable[[int], Generator[Bulk]]
+    ) -> Generator[Bulk]:
         """What `begin(offset)` gives, from a pass that is near if there is one. Raises what `begin` raises.
 
         key: readers with the same one want the same; offsets of all of them lie between two bulks.
+        reach: how far behind the offset a pass may be to be near.
         """
         while True:
-            shared = self._join(key, offset, begin)
+            shared = self._join(key, offset, reach, begin)
             try:
                 while (bulk := shared.at(offset)) is not None:
                     offset += bulk[1]
@@ -44,10 +47,10 @@ class Passes:
             finally:
                 self._leave(key, shared)
 
-    def _join(self, key: Hashable, offset: int, begin: Callable[[int], Generator[Bulk]]) -> _Pass:
+    def _join(self, key: Hashable, offset: int, reach: int, begin: Callable[[int], Generator[Bulk]]) -> _Pass:
         with self._lock:
             running = self._running.setdefault(key, [])
-            shared = next((one for one in running if one.is_near(offset)), None)
+            shared = next((one for one in running if one.is_near(offset, reach)), None)
             if shared is None:
                 shared = _Pass(begin(offset), offset)
                 running.append(shared)
@@ -81,10 +84,10 @@ class _Pass:
         self._ended = False
         self._error: Exception | None = None
 
-    def is_near(self, offset: int) -> bool:
+    def is_near(self, offset: int, reach: int) -> bool:
         """Whether the bulk at an offset is held, or will soon be read."""
         with self._lock:
-            return self._begin <= offset <= self._end + HELD_BYTES
+            return self._begin <= offset <= self._end + reach
 
     def at(self, offset: int) -> Bulk | None:
         """The bulk at an offset, None at the end. Raises Behind, and what the pass itself came upon there."""

@@ -19,7 +19,7 @@ from trainer.data.cache import Copies
 from trainer.data.damage import Damage
 from trainer.data.index import SMALLEST_BYTES, Indexes
 from trainer.data.listing import Shard, is_local
-from trainer.data.passes import Bulk, Passes
+from trainer.data.passes import HELD_BYTES, Bulk, Passes
 from trainer.data.patience import Fault
 from trainer.data.pieces import pieces
 from trainer.data.stores import LocalSource, Reader, Source, StoreSource
@@ -91,7 +91,8 @@ def spans(
         return _bulks(shard, text_field, offset, span, span - seen, reading)
 
     key = (shard.address, text_field, span)
-    bulks = reading.passes.read(key, place.offset, begin) if parts > 1 else begin(place.offset)
+    reach = span if shard.suffix == ".parquet" else HELD_BYTES
+    bulks = reading.passes.read(key, place.offset, reach, begin) if parts > 1 else begin(place.offset)
     offset, empty = place.offset, place == Place()
 
     def refused(number: int, reason: str) -> None:

@@ -36,8 +36,6 @@ SMALL_VOCABULARY = 2**16
 DOCUMENTS_PER_ENCODE = 256
 OFFSET_BYTES = 8
 
-Ids = NDArray[np.uint16] | NDArray[np.uint32]
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -149,42 +147,46 @@ class TokenizedCorpus:
 
     def blocks(self, shard: int, part: int, parts: int, start: Place) -> Generator[Block]:
         """See Corpus. Places have no offset, so that a run may go on with the text itself."""
-        base = self._bases[shard]
-        tokens, mapped = _mapped(base.with_suffix(".tokens"), self._type)
-        offsets, _ = _mapped(base.with_suffix(".offsets"), np.dtype("<i8"))
+        base, item = self._bases[shard], self._type.itemsize
+        tokens = _mapped(base.with_suffix(".tokens"))
+        offsets = np.frombuffer(_mapped(base.with_suffix(".offsets")), "<i8")
         begins, ends = offsets[part:-1:parts], offsets[part + 1 :: parts]
         for block in range(start.block, math.ceil(len(begins) / self._window)):
             numbers = slice(block * self._window, (block + 1) * self._window)
             begin, end = begins[numbers], ends[numbers]
             present = np.flatnonzero(begin < end).tolist()
             if present:
-                yield Block(Place(block), present, partial(_gathered, tokens, begin, end))
-                _let_go(mapped, int(begin[0]) * self._type.itemsize, int(end[-1]) * self._type.itemsize)
+                yield Block(Place(block), present, partial(self._gathered, tokens, begin, end))
+                _let_go(tokens, int(begin[0]) * item, int(end[-1]) * item)
+
+    def _gathered(
+        self,
+        tokens: mmap.mmap | bytes,
+        begins: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        numbers: Sequence[int],
+    ) -> Ragged:
+        chosen, item = np.asarray(numbers, np.intp), self._type.itemsize
+        begin, end = begins[chosen], ends[chosen]
+        starts = np.zeros(len(chosen) + 1, np.int64)
+        np.cumsum(end - begin, out=starts[1:])
+        view, bounds = memoryview(tokens), zip((begin * item).tolist(), (end * item).tolist(), strict=True)
+        # Joining bytes takes half the time of joining arrays: documents are short.
+        joined = b"".join([view[first:last] for first, last in bounds])
+        return Ragged(np.frombuffer(joined, self._type), starts)
 
 
-def _mapped(path: Path, type_: np.dtype[Any]) -> tuple[NDArray[Any], mmap.mmap | None]:
-    """A file as an array, and its mapping; an empty file has none."""
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    """A file in memory; an empty one cannot be mapped."""
     with path.open("rb") as file:
         try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
-            return np.empty(0, type_), None
-    return np.frombuffer(mapped, type_), mapped
+            return b""
 
 
-def _gathered(
-    tokens: Ids, begins: NDArray[np.int64], ends: NDArray[np.int64], numbers: Sequence[int]
-) -> Ragged:
-    chosen = np.asarray(numbers, np.intp)
-    begin, end = begins[chosen], ends[chosen]
-    starts = np.zeros(len(chosen) + 1, np.int64)
-    np.cumsum(end - begin, out=starts[1:])
-    pieces = [tokens[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
-    return Ragged(np.concatenate([tokens[:0], *pieces]), starts)
-
-
-def _let_go(mapped: mmap.mmap | None, begin: int, end: int) -> None:
+def _let_go(mapped: mmap.mmap | bytes, begin: int, end: int) -> None:
     """Unmap pages that have been read: they stay in the system's cache, but are no longer this process's."""
     first = begin // mmap.PAGESIZE * mmap.PAGESIZE
-    if mapped is not None and hasattr(mapped, "madvise") and end > first:
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED, first, end - first)

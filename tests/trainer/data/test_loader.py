@@ -327,8 +327,10 @@ def few_open_files() -> Iterator[None]:
 def test_more_lanes_than_a_shell_allows_open_files_are_read(
     module_site: Site, tokenizer: DocumentTokenizer, tmp_path: Path
 ) -> None:
-    shard = write_shard(tmp_path / "long.json.gz", sentences(4000))
-    config = one_corpus(module_site, str(shard), "data.lanes=64", "data.shuffle_window=1", "global_batch=64")
+    for number in range(64):
+        write_shard(tmp_path / f"{number}.json.gz", sentences(40, 40 * number))
+    lanes = ["data.lanes=64", "data.shuffle_window=1", "global_batch=64"]
+    config = one_corpus(module_site, f"{tmp_path}/*.json.gz", *lanes)
     with closing(open_loader(config, tokenizer, tmp_path)) as loader:
         assert len(loader.next_batch().rows) == 64
         assert open_shards() >= 64

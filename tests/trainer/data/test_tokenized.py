@@ -114,7 +114,7 @@ def test_rows_are_those_of_the_text(
 def test_a_run_goes_on_with_tokens_where_it_left_the_text_and_back(
     written: Data, tokenizer: DocumentTokenizer, packing: str, read: int
 ) -> None:
-    data = written.model_copy(update={"packing": packing})
+    data = written.model_copy(update={"packing": packing, "lanes": 1})
     corpora = [as_text(data, tokenizer), tokenized(data, tokenizer)]
     whole = rows(open_lane(corpora[0], data), read + 80)
     for first, then in (corpora, corpora[::-1]):
