@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from trainer.data.damage import Damage, DamageReport, Unavailable
 from trainer.data.decontaminate import Decontamination, HeldOut
 from trainer.data.listing import Shard, list_shards
 from trainer.data.order import Order
-from trainer.data.shards import Reading, documents
+from trainer.data.shards import Reading
+from trainer.data.sources import Shards, first_texts, list_corpora, texts_of
 from trainer.data.texts import TextCorpus
 from trainer.data.tokenized import TokenizedCorpus
 from trainer.data.tokenizer import DocumentTokenizer, choose_engine, load_tokenizer
@@ -30,8 +32,6 @@ from trainer.evaluation import Rows, validation_rows
 MEET_SECONDS = 60
 ORDER = 2
 """Version of the rules by which rows follow from corpora and seed."""
-
-Shards = dict[str, list[Shard]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_corpora(run: Path, config: Config, world: World) -> Corpora:
     validation = {}
     for name, shards in held_out.items():
         field = config.data.corpora[name].text_field
-        texts = (text for shard in shards for _, text in documents(shard, field, report, reading))
+        texts = texts_of(config.data, name, shards, report, reading)
         rows = validation_rows(texts, tokenizer, config.model.sequence_length, config.evaluation.rows)
         if not len(rows):
             raise ConfigError(
@@ -132,7 +132,7 @@ def _choose_engine(
     setting = config.data.engine
     failure, reason = None, None
     if world.main:
-        texts = _first_texts(config, train, reading)
+        texts = first_texts(config.data, train, reading)
         try:
             _, reason = choose_engine(tokenizer, setting, texts)
         except ConfigError as error:
@@ -144,29 +144,6 @@ def _choose_engine(
         raise failure
     if not world.main:
         choose_engine(tokenizer, engine, ())
-
-
-def _first_texts(config: Config, train: Shards, reading: Reading) -> Iterator[str]:
-    """Documents of all corpora, in turn, from the beginnings of their first shards."""
-
-    def ignore(damage: Damage) -> None:
-        """Told when it is trained on."""
-
-    readers = [
-        (
-            text
-            for shard in shards
-            for _, text in documents(shard, config.data.corpora[name].text_field, ignore, reading)
-        )
-        for name, shards in train.items()
-    ]
-    while readers:
-        for reader in list(readers):
-            text = next(reader, None)
-            if text is None:
-                readers.remove(reader)
-            else:
-                yield text
 
 
 def _decontamination(
@@ -184,11 +161,8 @@ def _decontamination(
     kept = run / "held-out"
     failure = None
     if world.main:
-        texts = (
-            text
-            for name, shards in held_out.items()
-            for shard in shards
-            for _, text in documents(shard, config.data.corpora[name].text_field, on_damage, reading)
+        texts = chain.from_iterable(
+            texts_of(config.data, name, shards, on_damage, reading) for name, shards in held_out.items()
         )
         try:
             HeldOut.of(texts, kind).save(kept)
@@ -229,7 +203,7 @@ def _frozen_list(run: Path, config: Config, on_damage: Callable[[Damage], None])
     """
     kept = run / "shards.json"
     if not kept.exists():
-        train, held_out = _list(config, on_damage)
+        train, held_out = list_corpora(config.data, on_damage)
         named = {"train": train, "validation": held_out}
         values = {
             split: {name: [list(shard) for shard in shards] for name, shards in found.items()}
@@ -254,25 +228,6 @@ def _frozen_list(run: Path, config: Config, on_damage: Callable[[Damage], None])
             if shard not in present:
                 on_damage(Damage("changed", shard.address, 0, "changed since the run began"))
     return train, held_out
-
-
-def _list(config: Config, on_damage: Callable[[Damage], None]) -> tuple[Shards, Shards]:
-    train, held_out = {}, {}
-    for name, corpus in config.data.corpora.items():
-        key = f"data.corpora.{name}"
-        if corpus.train is not None:
-            train[name] = _filled(list_shards(f"{key}.train", corpus.train), on_damage)
-        if corpus.validation is not None:
-            held_out[name] = _filled(list_shards(f"{key}.validation", corpus.validation), on_damage)
-    return train, held_out
-
-
-def _filled(shards: list[Shard], on_damage: Callable[[Damage], None]) -> list[Shard]:
-    """Shards that are not empty: a lane must not be dealt nothing but an empty one."""
-    for shard in shards:
-        if shard.size_bytes == 0:
-            on_damage(Damage("shard", shard.address, 0, "empty file"))
-    return [shard for shard in shards if shard.size_bytes != 0]
 
 
 def _largest(config: Config, names: Iterable[str]) -> str:
@@ -303,9 +258,8 @@ def _epoch_tokens(
     own = train[name][world.rank :: world.size]
     texts = (
         text
-        for shard in own
-        for number, text in documents(shard, field, report, reading)
-        if cleaned is None or cleaned.kept(name, {number: text})
+        for text in texts_of(config.data, name, own, report, reading)
+        if cleaned is None or cleaned.kept(name, {0: text})
     )
     lengths = map(len, tokenizer.encode_stream(texts))
     total, counting = 0, 1
