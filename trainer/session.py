@@ -108,10 +108,10 @@ class Session:
 
     def _tell_epochs(self) -> None:
         """Record when a corpus begins again; its first lane stands for all, which differ by a few rows."""
-        for (corpus, lane), cursor in self.position.cursors.items():
-            if lane == 0 and cursor.epoch > self.epochs.get(corpus, 0):
-                self.epochs[corpus] = cursor.epoch
-                events.record(self.run, "epoch", step=self.step, corpus=corpus, epoch=cursor.epoch)
+        for (corpus, lane), mark in self.position.marks.items():
+            if lane == 0 and mark.epoch > self.epochs.get(corpus, 0):
+                self.epochs[corpus] = mark.epoch
+                events.record(self.run, "epoch", step=self.step, corpus=corpus, epoch=mark.epoch)
 
     def log_step(self, loss: float, lr: float) -> None:
         """Write a row of metrics. Raises Diverged instead if loss or gradient norm is not finite."""

@@ -48,6 +48,10 @@ class Cursor(NamedTuple):
     token: int = 0
     """Offset in the document; 0 with best_fit."""
 
+    def cursor(self) -> Cursor:
+        """Itself, as it is worked out already; see Mark."""
+        return self
+
 
 class Chunk(NamedTuple):
     """Documents in the lane's order, end to end, or packed rows."""
@@ -63,11 +67,24 @@ class Chunk(NamedTuple):
     begin: int = 0
     """Tokens that the rows before a resume have used up."""
 
-    def cursor(self, token: int, rows: int) -> Cursor:
-        """Cursor of a token of this chunk."""
-        index = int(np.searchsorted(self.starts, token, side="right")) - 1
-        item, first = int(self.items[index]), int(self.starts[index])
-        return self.at._replace(rows=rows, item=item, token=token - first)
+
+class Mark(NamedTuple):
+    """A cursor that is only worked out where it is needed, which is seldom."""
+
+    chunk: Chunk
+    token: int
+    """Of the next row, in the chunk."""
+    rows: int
+
+    @property
+    def epoch(self) -> int:
+        return self.chunk.at.epoch
+
+    def cursor(self) -> Cursor:
+        chunk = self.chunk
+        index = int(np.searchsorted(chunk.starts, self.token, side="right")) - 1
+        item, token = int(chunk.items[index]), self.token - int(chunk.starts[index])
+        return chunk.at._replace(rows=self.rows, item=item, token=token)
 
 
 def permutation(length: int, *key: object) -> NDArray[np.int64]:
@@ -101,7 +118,8 @@ class Lane:
     ) -> None:
         self.name = name
         self.number = number
-        self.cursor = cursor
+        self.rows = cursor.rows
+        """Number of the next row."""
         self.reading = ""
         """Shard that is being read, for messages."""
         self._corpus = corpus
@@ -116,33 +134,39 @@ class Lane:
         self._chunks = self._read(cursor)
         self._workers = workers
         self._ahead: Future[Chunk] = workers.submit(self._chunks.__next__)
+        self._begun_at = cursor
         self._held: deque[Chunk] = deque()
+        self._held_tokens = 0
         self._offset = 0
         """Of the next row, in the first chunk that is held."""
+
+    @property
+    def mark(self) -> Mark | Cursor:
+        """Where the next row begins."""
+        return Mark(self._held[0], self._offset, self.rows) if self._held else self._begun_at
 
     def take(self, count: int) -> Tokens:
         """The next rows, shape [count, sequence_length + 1], to be copied; moves the cursor behind them."""
         needed = (count - 1) * self._stride + self._row_tokens
-        held = sum(len(chunk.tokens) for chunk in self._held) - self._offset
-        while held < needed:
+        while self._held_tokens - self._offset < needed:
             chunk = self._ahead.result()
             self._ahead = self._workers.submit(self._chunks.__next__)
             if not self._held:
                 self._offset = chunk.begin
-                held -= chunk.begin
             self._held.append(chunk)
-            held += len(chunk.tokens)
-        tokens = self._held[0].tokens[self._offset :]
-        if len(tokens) < needed:
-            tokens = np.concatenate([tokens, *(chunk.tokens for chunk in list(self._held)[1:])])
+            self._held_tokens += len(chunk.tokens)
+        tokens, first = self._held[0].tokens, self._offset
+        if len(tokens) - first < needed:
+            tokens = np.concatenate([tokens[first:], *(chunk.tokens for chunk in list(self._held)[1:])])
+            first = 0
+        size, shape = tokens.itemsize, (count, self._row_tokens)
+        rows: Tokens = np.ndarray(shape, tokens.dtype, tokens.data, first * size, (self._stride * size, size))
+        self.rows += count
         self._offset += count * self._stride
         while len(self._held) > 1 and self._offset >= len(self._held[0].tokens):
-            self._offset -= len(self._held.popleft().tokens)
-        self.cursor = self._held[0].cursor(self._offset, self.cursor.rows + count)
-        shape, size = (count, self._row_tokens), tokens.itemsize
-        rows: Tokens = np.lib.stride_tricks.as_strided(
-            tokens, shape, (self._stride * size, size), writeable=False
-        )
+            done = len(self._held.popleft().tokens)
+            self._offset -= done
+            self._held_tokens -= done
         return rows
 
     def close(self, patience_seconds: float) -> None:

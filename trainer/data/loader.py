@@ -6,7 +6,7 @@ import queue
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from configs.schema import Config
 from trainer.data.blocks import Corpus, Tokens
 from trainer.data.damage import Unavailable
-from trainer.data.lanes import Cursor, Lane
+from trainer.data.lanes import Cursor, Lane, Mark
 from trainer.data.order import Order
 from trainer.data.workers import Workers
 
@@ -27,6 +27,7 @@ SKIPPED_AT_ONCE = 64
 
 Cursors = dict[tuple[str, int], Cursor]
 """(corpus, lane) -> cursor."""
+Marks = Mapping[tuple[str, int], Cursor | Mark]
 OTHER_OPEN_FILES = 1024
 
 
@@ -39,7 +40,14 @@ class Position:
     """
 
     rows: int
-    cursors: Cursors
+    marks: Marks
+
+    @property
+    def cursors(self) -> Cursors:
+        return {key: mark.cursor() for key, mark in self.marks.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Position, (self.rows, self.cursors)
 
     @classmethod
     def merged(cls, positions: list[Position]) -> Position:
@@ -92,11 +100,12 @@ class Loader:
         self._rank = rank
         self._world_size = world_size
         self._begun_at = position.cursors
-        self._cursors: Cursors = dict(position.cursors) if rank == 0 else {}
-        self._lanes: dict[tuple[str, int], Lane] = {}
-        self._dealt = np.zeros((len(corpora), config.data.lanes), dtype=np.int64)
-        for (name, lane), cursor in position.cursors.items():
-            self._dealt[self._order.corpora.index(name), lane] = cursor.rows
+        self._marks: dict[tuple[str, int], Cursor | Mark] = dict(self._begun_at) if rank == 0 else {}
+        self._lanes: dict[int, Lane] = {}
+        self._dealt = [0] * (len(corpora) * config.data.lanes)
+        """Rows dealt to all ranks, by stream: a corpus's index times the lanes, and the lane."""
+        for (name, lane), cursor in self._begun_at.items():
+            self._dealt[self._order.corpora.index(name) * config.data.lanes + lane] = cursor.rows
         self._waiting_for: Lane | None = None
         self._workers = Workers(config.data.workers)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.data.prefetch_batches)
@@ -166,34 +175,34 @@ class Loader:
         corpora, numbers = self._order.sources(first, count)
         streams = corpora * self._config.data.lanes + numbers
         by_stream = np.argsort(streams, kind="stable")
-
-        def begins(row: int) -> int:
-            """Offset at which a row's lane goes on; a lane that is behind others can take them along."""
-            key = self._order.corpora[corpora[row]], int(numbers[row])
-            return self._begun_at.get(key, Cursor()).offset
-
-        groups = np.split(by_stream, np.flatnonzero(np.diff(streams[by_stream])) + 1)
-        wanted: list[tuple[Lane, NDArray[np.int64], NDArray[np.int64]]] = []
-        for members in groups if self._lanes else sorted(groups, key=lambda rows: begins(rows[0])):
-            corpus, number = int(corpora[members[0]]), int(numbers[members[0]])
-            own = np.flatnonzero(place[members] >= 0)
-            if len(own):  # all lanes are opened first, so that they are read at the same time
-                lane = self._lane(self._order.corpora[corpus], number)
-                wanted.append((lane, self._dealt[corpus, number] + own, place[members[own]]))
-            self._dealt[corpus, number] += len(members)
+        place, streams = place[by_stream], streams[by_stream]
+        borders = [0, *(np.flatnonzero(streams[1:] != streams[:-1]) + 1).tolist(), count]
+        groups = list(zip(streams[borders[:-1]].tolist(), borders, borders[1:], strict=False))
+        if not self._lanes:  # a lane that is behind others of its shard can take them along
+            groups.sort(key=lambda group: self._begun_at.get(self._key(group[0]), Cursor()).offset)
+        # All lanes are opened before one is waited for, so that they are read at the same time.
+        lanes = [self._lane(stream) if (place[a:b] >= 0).any() else None for stream, a, b in groups]
         rows = np.empty((len(mine), self._config.model.sequence_length + 1), dtype=np.int32)
-        for lane, own, places in wanted:
+        for lane, (stream, begin, end) in zip(lanes, groups, strict=True):
+            dealt = self._dealt[stream]
+            self._dealt[stream] += end - begin
+            if lane is None:
+                continue
             if self._closed.is_set():
                 return None
             self._waiting_for = lane
-            rows[places] = _rows(lane, own)
-            self._cursors[lane.name, lane.number] = lane.cursor
-        return Batch(rows, Position(first + count, dict(self._cursors)))
+            _copy(lane, dealt, place[begin:end], rows)
+            self._marks[lane.name, lane.number] = lane.mark
+        return Batch(rows, Position(first + count, dict(self._marks)))
 
-    def _lane(self, name: str, number: int) -> Lane:
-        key = (name, number)
-        if key not in self._lanes:
-            self._lanes[key] = Lane(
+    def _key(self, stream: int) -> tuple[str, int]:
+        corpus, lane = divmod(stream, self._config.data.lanes)
+        return self._order.corpora[corpus], lane
+
+    def _lane(self, stream: int) -> Lane:
+        if stream not in self._lanes:
+            name, number = key = self._key(stream)
+            self._lanes[stream] = Lane(
                 name,
                 number,
                 self._corpora[name],
@@ -203,16 +212,23 @@ class Loader:
                 cursor=self._begun_at.get(key, Cursor()),
                 workers=self._workers,
             )
-        return self._lanes[key]
+        return self._lanes[stream]
 
 
-def _rows(lane: Lane, wanted: NDArray[np.int64]) -> Tokens:
-    """Rows of a lane by their numbers, ascending; those between that other ranks computed are read past."""
-    while (ahead := int(wanted[0]) - lane.cursor.rows) > 0:
-        lane.take(min(ahead, SKIPPED_AT_ONCE))
-    assert ahead == 0, f"{lane.name}, lane {lane.number}: at row {lane.cursor.rows}, wanted {wanted[0]}"
-    rows = lane.take(int(wanted[-1] - wanted[0]) + 1)
-    return rows if len(rows) == len(wanted) else rows[wanted - wanted[0]]
+def _copy(lane: Lane, first: int, places: NDArray[np.int64], rows: Tokens) -> None:
+    """Copy a lane's rows from row `first` on to their places in `rows`; those with place -1 are not copied.
+
+    Rows that other ranks computed are read past, before `first` and between.
+    """
+    while lane.rows < first:
+        lane.take(min(first - lane.rows, SKIPPED_AT_ONCE))
+    assert lane.rows == first, f"{lane.name}, lane {lane.number}: at row {lane.rows}, wanted {first}"
+    own = places >= 0
+    if own.all():
+        rows[places] = lane.take(len(places))
+    else:
+        last = int(np.flatnonzero(own)[-1]) + 1
+        rows[places[:last][own[:last]]] = lane.take(last)[own[:last]]
 
 
 def _allow_open_files(count: int) -> None:

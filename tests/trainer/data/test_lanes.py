@@ -73,8 +73,8 @@ def epoch(lane: Lane, tokenizer: DocumentTokenizer, number: int = 0) -> list[str
     """Documents of one epoch of a lane, in order. For a fresh lane with rows of one target."""
     row = next_row(lane)
     tokens = [(0, row[0])]
-    while lane.cursor.epoch <= number:
-        tokens.append((lane.cursor.epoch, row[1]))
+    while lane.mark.cursor().epoch <= number:
+        tokens.append((lane.mark.cursor().epoch, row[1]))
         row = next_row(lane)
     text = tokenizer.pretrained.decode([token for at, token in tokens if at == number])
     return text.split("<|endoftext|>")[:-1]
@@ -169,15 +169,15 @@ def test_a_lane_goes_on_from_any_cursor_as_if_never_interrupted(
         part = open_lane(corpus, tokenizer, lanes - 1, lanes, window=window, length=length, cursor=cursor)
         for _ in range(rows):
             assert np.array_equal(next_row(part), next_row(whole))
-        cursor = part.cursor
-        assert cursor == whole.cursor
+        cursor = part.mark.cursor()
+        assert cursor == whole.mark.cursor()
 
 
 def test_cursors_of_three_epochs_all_resume(tokenizer: DocumentTokenizer, corpus: list[Shard]) -> None:
     whole = open_lane(corpus, tokenizer, length=40, window=4)
-    cursors, rows = [whole.cursor], [next_row(whole)]
-    while whole.cursor.epoch < 3:
-        cursors.append(whole.cursor)
+    cursors, rows = [whole.mark.cursor()], [next_row(whole)]
+    while whole.mark.cursor().epoch < 3:
+        cursors.append(whole.mark.cursor())
         rows.append(next_row(whole))
     assert {cursor.epoch for cursor in cursors} == {0, 1, 2}
     assert len({cursor.block for cursor in cursors}) > 3
@@ -191,19 +191,19 @@ def test_resuming_does_not_read_the_shards_before_the_cursor(
 ) -> None:
     lane = open_lane(write(tmp_path, [sentences(20), sentences(20, 20)]), tokenizer)
     shards = listed(tmp_path)
-    while lane.cursor.unit == 0:
+    while lane.mark.cursor().unit == 0:
         next_row(lane)
     [(first, _), _] = lane._units(epoch=0)
     Path(shards[first].address.removeprefix("file://")).unlink()
-    resumed = open_lane(shards, tokenizer, cursor=lane.cursor)
+    resumed = open_lane(shards, tokenizer, cursor=lane.mark.cursor())
     assert np.array_equal(next_row(resumed), next_row(lane))
 
 
 def test_a_cursor_counts_rows(tokenizer: DocumentTokenizer, corpus: list[Shard]) -> None:
-    lane = open_lane(corpus, tokenizer, cursor=open_lane(corpus, tokenizer).cursor._replace(rows=7))
+    lane = open_lane(corpus, tokenizer, cursor=open_lane(corpus, tokenizer).mark.cursor()._replace(rows=7))
     next_row(lane)
     next_row(lane)
-    assert lane.cursor.rows == 9
+    assert lane.mark.cursor().rows == 9
 
 
 def test_every_epoch_has_its_own_order(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
@@ -278,11 +278,11 @@ def test_a_document_that_is_damaged_after_a_checkpoint_loses_only_itself(
     shards = write(tmp_path, [texts])
     lane = open_lane(shards, tokenizer, length=1, window=40)
     order = order_of(shards, tokenizer, window=40)
-    while lane.cursor.item < 20:
+    while lane.mark.cursor().item < 20:
         next_row(lane)
     lines = [DAMAGED if text == order[3] else line(text) for text in texts]
     (tmp_path / "000.jsonl").write_bytes(b"".join(lines))
-    resumed = open_lane(listed(tmp_path), tokenizer, length=1, window=40, cursor=lane.cursor)
+    resumed = open_lane(listed(tmp_path), tokenizer, length=1, window=40, cursor=lane.mark.cursor())
     for _ in range(200):
         assert np.array_equal(next_row(resumed), next_row(lane))
 
@@ -309,7 +309,7 @@ def test_lanes_outlive_an_epoch_of_nothing_but_damage(tmp_path: Path, tokenizer:
     (tmp_path / "002.jsonl").write_bytes(DAMAGED * 10)
     for number in range(4):
         lane = open_lane(listed(tmp_path), tokenizer, number, 4)
-        while lane.cursor.epoch < 12:
+        while lane.mark.cursor().epoch < 12:
             next_row(lane)
 
 

@@ -106,7 +106,7 @@ def test_rows_are_those_of_the_text(
         ours = open_lane(tokenized(data, tokenizer), data, lane)
         theirs = open_lane(as_text(data, tokenizer), data, lane)
         assert np.array_equal(rows(ours, EPOCH_AND_MORE // lanes), rows(theirs, EPOCH_AND_MORE // lanes))
-        assert ours.cursor.epoch > 0
+        assert ours.mark.epoch > 0
 
 
 @pytest.mark.parametrize("read", [0, 1, 7, 40, 150, 333])
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_tokens_where_it_left_the_text_and_back(
         lane = open_lane(first, data)
         if read:
             rows(lane, read)
-        after = rows(open_lane(then, data, cursor=lane.cursor), 80)
+        after = rows(open_lane(then, data, cursor=lane.mark.cursor()), 80)
         assert np.array_equal(after, whole[read:])
 
 
