@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from configs.schema import Config
 from trainer.data.blocks import Corpus, Tokens
@@ -177,13 +176,14 @@ class Loader:
         by_stream = np.argsort(streams, kind="stable")
         place, streams = place[by_stream], streams[by_stream]
         borders = [0, *(np.flatnonzero(streams[1:] != streams[:-1]) + 1).tolist(), count]
-        groups = list(zip(streams[borders[:-1]].tolist(), borders, borders[1:], strict=False))
+        owned = np.add.reduceat(place >= 0, borders[:-1], dtype=np.int64)
+        groups = list(zip(streams[borders[:-1]].tolist(), borders, borders[1:], owned.tolist(), strict=False))
         if not self._lanes:  # a lane that is behind others of its shard can take them along
             groups.sort(key=lambda group: self._begun_at.get(self._key(group[0]), Cursor()).offset)
         # All lanes are opened before one is waited for, so that they are read at the same time.
-        lanes = [self._lane(stream) if (place[a:b] >= 0).any() else None for stream, a, b in groups]
+        lanes = [self._lane(stream) if own else None for stream, _, _, own in groups]
         rows = np.empty((len(mine), self._config.model.sequence_length + 1), dtype=np.int32)
-        for lane, (stream, begin, end) in zip(lanes, groups, strict=True):
+        for lane, (stream, begin, end, own) in zip(lanes, groups, strict=True):
             dealt = self._dealt[stream]
             self._dealt[stream] += end - begin
             if lane is None:
@@ -191,7 +191,13 @@ class Loader:
             if self._closed.is_set():
                 return None
             self._waiting_for = lane
-            _copy(lane, dealt, place[begin:end], rows)
+            _skip(lane, dealt)
+            if own == end - begin:
+                rows[place[begin:end]] = lane.take(own)
+            else:
+                places = place[begin:end]
+                mask = places >= 0
+                rows[places[mask]] = lane.take(end - begin)[mask]
             self._marks[lane.name, lane.number] = lane.mark
         return Batch(rows, Position(first + count, dict(self._marks)))
 
@@ -215,20 +221,11 @@ class Loader:
         return self._lanes[stream]
 
 
-def _copy(lane: Lane, first: int, places: NDArray[np.int64], rows: Tokens) -> None:
-    """Copy a lane's rows from row `first` on to their places in `rows`; those with place -1 are not copied.
-
-    Rows that other ranks computed are read past, before `first` and between.
-    """
+def _skip(lane: Lane, first: int) -> None:
+    """Read past rows that other ranks computed, up to row `first`."""
     while lane.rows < first:
         lane.take(min(first - lane.rows, SKIPPED_AT_ONCE))
     assert lane.rows == first, f"{lane.name}, lane {lane.number}: at row {lane.rows}, wanted {first}"
-    own = places >= 0
-    if own.all():
-        rows[places] = lane.take(len(places))
-    else:
-        last = int(np.flatnonzero(own)[-1]) + 1
-        rows[places[:last][own[:last]]] = lane.take(last)[own[:last]]
 
 
 def _allow_open_files(count: int) -> None:
