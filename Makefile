@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -P -m launcher.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

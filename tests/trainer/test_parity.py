@@ -200,15 +200,12 @@ def trained(parity_site: Site) -> Callable[[Cell], Trajectory]:
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines that are printed when all cells are done."""
+def table(show: Callable[[str], None]) -> Iterator[list[str]]:
+    """Lines that are shown when all cells are done."""
     lines: list[str] = []
     yield lines
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
     head = f"{'strategy':14} {'ranks':>5} {'format':6} {'loss':>9} {'grad norm':>9} {'weights':>9}"
-    with capture.global_and_fixture_disabled():
-        print("\n\nWorst distance from a plain loop in fp32 over 30 steps", head, *lines, sep="\n")
+    show("\n".join(["Worst distance from a plain loop in fp32 over 30 steps", head, *lines]))
 
 
 def trajectory(run: Path) -> Trajectory:

@@ -5,7 +5,7 @@ Every strategy trains 15 steps and saves at 5, 10 and 15; what resumes from 5 mu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -113,8 +113,8 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Setting, Setting], float]]:
-    """Worst relative difference of a loss by (saved, resumed), printed when all are done."""
+def table(show: Callable[[str], None]) -> Iterator[dict[tuple[Setting, Setting], float]]:
+    """Worst relative difference of a loss by (saved, resumed), shown when all are done."""
     worst: dict[tuple[Setting, Setting], float] = {}
     yield worst
     lines = []
@@ -126,10 +126,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Setting, Settin
             lines.append(
                 f"{saved:8}" + "".join("       --" if cell is None else f"{cell:9.1e}" for cell in cells)
             )
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():
-        print("", *lines, sep="\n")
+    show("\n".join(lines))
 
 
 def losses(run: Path) -> dict[int, float]:

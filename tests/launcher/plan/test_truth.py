@@ -1,13 +1,13 @@
 """The planner reproduces published facts: every row of a truth file, through the planner's own functions.
 
-TRAINYARD_TRUTH names another file of the same schema. `-s` shows the table kind / rows / within / worst.
+TRAINYARD_TRUTH names another file of the same schema. Shows the table kind / rows / within / worst.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,8 @@ def test_no_two_rooms_claim_the_same_kind() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def truth_table(request: pytest.FixtureRequest) -> Any:
-    """Prints the table once every row has been judged."""
+def truth_table(show: Callable[[str], None]) -> Iterator[None]:
+    """Shows the table once every row has been judged."""
     yield
     lines = [f"{'kind':24}{'rows':>6}{'within':>8}{'worst':>10}  worst row"]
     for kind, rows in sorted(outcomes.items()):
@@ -96,6 +96,4 @@ def truth_table(request: pytest.FixtureRequest) -> Any:
         ]
         worst, name = max(deviations)
         lines.append(f"{kind:24}{len(rows):6}{within:8}{worst:10.2%}  {name}")
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n" + "\n".join(lines))
+    show("\n".join(lines))
