@@ -99,8 +99,8 @@ class Data(Section):
     words in a row with one as well."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Threads of a rank that read and tokenize ahead; 0 does it in the thread that packs."""
-    prefetch_batches: Size = 4
-    """Batches a rank prepares ahead of the loop."""
+    prefetch_batches: Size = 8
+    """Batches a rank prepares ahead of the loop; as many more are under way."""
     faults: Faults = Faults()
     retry: Retry = Retry()
     cache: Cache = Cache()

@@ -32,7 +32,11 @@ def main() -> int:
     world = World.join()
     try:
         attempt = int(os.environ["TRAINYARD_ATTEMPT"])
-        code = train(open_session(run, load(run / "config.yaml"), world, attempt), stop)
+        session = open_session(run, load(run / "config.yaml"), world, attempt)
+        try:
+            code = train(session, stop)
+        finally:  # an interpreter that ends beside its threads would abort, and hide why
+            session.loader.close()
     except ConfigError as error:
         _end(run, world.rank, exit_codes.BAD_INPUT, str(error))
     except Unavailable as error:

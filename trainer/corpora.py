@@ -19,6 +19,7 @@ from trainer.data.blocks import Corpus
 from trainer.data.census import rows_for
 from trainer.data.damage import Damage, DamageReport, Unavailable
 from trainer.data.decontaminate import Decontamination, HeldOut
+from trainer.data.engines import fastokens_version
 from trainer.data.listing import Shard, list_shards
 from trainer.data.order import Order
 from trainer.data.shards import Reading
@@ -128,18 +129,24 @@ def _corpus(
 def _choose_engine(
     run: Path, config: Config, world: World, tokenizer: DocumentTokenizer, train: Shards, reading: Reading
 ) -> None:
-    """Rank 0 compares engines on the first documents; the others take the one that it took."""
-    setting = config.data.engine
-    failure, reason = None, None
+    """Rank 0 compares engines on the first documents, once for a run; the others take what it took."""
+    failure, engine = None, config.data.engine
     if world.main:
-        texts = first_texts(config.data, train, reading)
+        kept = run / "tokenizer-engine.json"
+        terms = {"tokenizer": tokenizer.fingerprint, "asked": engine, "version": fastokens_version()}
         try:
-            _, reason = choose_engine(tokenizer, setting, texts)
+            known = json.loads(kept.read_text()) if kept.exists() else {}
+            same = known.get("terms") == terms
+            texts = () if same else first_texts(config.data, train, reading)
+            _, reason = choose_engine(tokenizer, known["engine"] if same else engine, texts)
         except ConfigError as error:
             failure = error
         else:
-            events.record(run, "tokenizer_engine", engine=tokenizer.engine, reason=reason)
-    failure, engine = world.from_main((failure, tokenizer.engine))
+            engine = tokenizer.engine
+            if not same:
+                kept.write_text(json.dumps({"terms": terms, "engine": engine}))
+            events.record(run, "tokenizer_engine", engine=engine, reason=reason)
+    failure, engine = world.from_main((failure, engine))
     if failure is not None:
         raise failure
     if not world.main:

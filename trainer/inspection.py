@@ -244,7 +244,7 @@ class Inspection:
             cursor=Cursor(),
             workers=Workers(0),
         )
-        row = lane.take(1)[0]
+        row = lane.take(1)[0][0]
         lane.close(CLOSE_SECONDS)
         row = row[row != PADDING]
         borders = np.flatnonzero(row == self._tokenizer.end_of_document) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,14 @@ TEXTS_PER_COMPARISON = 64
 RUN_CHARACTERS = 4096
 """Length of the adversarial runs; engines merge them by their own rules for long words."""
 SHOWN_CHARACTERS = 60
+
+
+def fastokens_version() -> str | None:
+    """Of what is installed, if it is."""
+    try:
+        return version("fastokens")
+    except PackageNotFoundError:
+        return None
 
 
 class NotUsable(Exception):

@@ -82,6 +82,8 @@ class Mark(NamedTuple):
 
     def cursor(self) -> Cursor:
         chunk = self.chunk
+        if self.token == len(chunk.tokens):  # only packed rows end where a block does
+            return chunk.at._replace(rows=self.rows, item=int(chunk.items[-1]) + 1)
         index = int(np.searchsorted(chunk.starts, self.token, side="right")) - 1
         item, token = int(chunk.items[index]), self.token - int(chunk.starts[index])
         return chunk.at._replace(rows=self.rows, item=item, token=token)
@@ -99,6 +101,36 @@ def permutation(length: int, *key: object) -> NDArray[np.int64]:
 
 
 _shard_order = lru_cache(maxsize=64)(permutation)  # the same for all lanes of a corpus
+
+
+def _is_behind(token: int, chunk: Chunk, packed: bool) -> bool:
+    """Whether a row that begins at a token begins behind a chunk.
+
+    The end of packed rows is still theirs, since what follows may not have been read; rows that are cut begin
+    with a token that has been.
+    """
+    return token > len(chunk.tokens) if packed else token >= len(chunk.tokens)
+
+
+class Taken(NamedTuple):
+    """What rows were taken from."""
+
+    chunks: tuple[Chunk, ...]
+    offset: int
+    """Of the first of them, in the first chunk."""
+    stride: int
+    """Tokens from row to row."""
+    rows: int
+    """Number of the first of them."""
+    packed: bool
+
+    def mark(self, count: int) -> Mark:
+        """Where the lane stood after `count` of them."""
+        token, index = self.offset + count * self.stride, 0
+        while _is_behind(token, self.chunks[index], self.packed):
+            token -= len(self.chunks[index].tokens)
+            index += 1
+        return Mark(self.chunks[index], token, self.rows + count)
 
 
 class Lane:
@@ -145,8 +177,8 @@ class Lane:
         """Where the next row begins."""
         return Mark(self._held[0], self._offset, self.rows) if self._held else self._begun_at
 
-    def take(self, count: int) -> Tokens:
-        """The next rows, shape [count, sequence_length + 1], to be copied; moves the cursor behind them."""
+    def take(self, count: int) -> tuple[Tokens, Taken]:
+        """The next rows, shape [count, sequence_length + 1], to be copied, and what they are from."""
         needed = (count - 1) * self._stride + self._row_tokens
         while self._held_tokens - self._offset < needed:
             chunk = self._ahead.result()
@@ -161,13 +193,14 @@ class Lane:
             first = 0
         size, shape = tokens.itemsize, (count, self._row_tokens)
         rows: Tokens = np.ndarray(shape, tokens.dtype, tokens.data, first * size, (self._stride * size, size))
+        taken = Taken(tuple(self._held), self._offset, self._stride, self.rows, self._packed)
         self.rows += count
         self._offset += count * self._stride
-        while len(self._held) > 1 and self._offset >= len(self._held[0].tokens):
+        while _is_behind(self._offset, self._held[0], self._packed):
             done = len(self._held.popleft().tokens)
             self._offset -= done
             self._held_tokens -= done
-        return rows
+        return rows, taken
 
     def close(self, patience_seconds: float) -> None:
         """Close the shard that is being read, unless the store does not answer in time."""

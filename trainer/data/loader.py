@@ -8,19 +8,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.schema import Config
 from trainer.data.blocks import Corpus, Tokens
 from trainer.data.damage import Unavailable
-from trainer.data.lanes import Cursor, Lane, Mark
+from trainer.data.lanes import Cursor, Lane, Mark, Taken
 from trainer.data.order import Order
 from trainer.data.workers import Workers
 
 PATIENCE_SECONDS = 1.0
 CLOSE_SECONDS = 10.0
+ROWS_AT_ONCE = 512
+"""Rows that are prepared together, unless they make more batches than are prefetched."""
 SKIPPED_AT_ONCE = 64
 """Rows of other ranks that are read past in one go."""
 
@@ -67,14 +70,38 @@ class Position:
         return cls(value["rows"], {(c, lane): Cursor(*cursor) for c, lane, *cursor in value["lanes"]})
 
 
+class Stretch(NamedTuple):
+    """Where lanes stood when batches were prepared that are prepared together."""
+
+    first: int
+    """First row of the first batch."""
+    before: dict[tuple[str, int], Cursor | Mark]
+    taken: list[tuple[tuple[str, int], Taken, NDArray[np.int64]]]
+    """Of lanes that were read: what from, and how many rows up to the end of each batch."""
+
+    def position(self, batch: int, global_batch: int) -> Position:
+        """Of the run, after a batch."""
+        marks = dict(self.before)
+        for key, taken, counts in self.taken:
+            if counts[batch]:
+                marks[key] = taken.mark(int(counts[batch]))
+        return Position(self.first + (batch + 1) * global_batch, marks)
+
+
 @dataclass(frozen=True)
 class Batch:
     """This rank's rows of one global batch."""
 
     rows: Tokens
     """Shape [global_batch / world_size, sequence_length + 1]."""
-    position: Position
-    """Where the run stands once this batch is consumed."""
+    _stretch: Stretch
+    _index: int
+    _global_batch: int
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands once this batch is consumed."""
+        return self._stretch.position(self._index, self._global_batch)
 
 
 class Loader:
@@ -158,48 +185,60 @@ class Loader:
         return f"data.retry.stall_seconds={seconds:g}: no batch came in that time; waiting for {what}"
 
     def _produce(self, first: int) -> None:
+        count = self._config.global_batch
+        most = min(self._config.data.prefetch_batches, max(1, ROWS_AT_ONCE // (count // self._world_size)))
+        batches = 1  # the first is wanted soon
         try:
-            while batch := self._prepare(first):
-                self._queue.put(batch)
-                first += self._config.global_batch
+            while prepared := self._prepare(first, batches):
+                for batch in prepared:
+                    self._queue.put(batch)
+                first += batches * count
+                batches = min(2 * batches, most)
         except BaseException as error:  # handed to the training thread, which raises it
             self._queue.put(error)
 
-    def _prepare(self, first: int) -> Batch | None:
-        """This rank's part of the global batch from row `first` on; None once the loader is closed."""
+    def _prepare(self, first: int, batches: int) -> list[Batch]:
+        """This rank's part of global batches from row `first` on; none once the loader is closed."""
         count = self._config.global_batch
-        mine = self._order.rows_of_rank(first, count, self._rank, self._world_size) - first
-        place = np.full(count, -1)
-        place[mine] = np.arange(len(mine))
-        corpora, numbers = self._order.sources(first, count)
+        share, total = count // self._world_size, batches * count
+        place = np.full(total, -1)
+        for batch in range(batches):
+            begin = first + batch * count
+            mine = self._order.rows_of_rank(begin, count, self._rank, self._world_size)
+            place[mine - first] = np.arange(batch * share, (batch + 1) * share)
+        corpora, numbers = self._order.sources(first, total)
         streams = corpora * self._config.data.lanes + numbers
         by_stream = np.argsort(streams, kind="stable")
         place, streams = place[by_stream], streams[by_stream]
-        borders = [0, *(np.flatnonzero(streams[1:] != streams[:-1]) + 1).tolist(), count]
+        borders = [0, *(np.flatnonzero(streams[1:] != streams[:-1]) + 1).tolist(), total]
         owned = np.add.reduceat(place >= 0, borders[:-1], dtype=np.int64)
         groups = list(zip(streams[borders[:-1]].tolist(), borders, borders[1:], owned.tolist(), strict=False))
         if not self._lanes:  # a lane that is behind others of its shard can take them along
             groups.sort(key=lambda group: self._begun_at.get(self._key(group[0]), Cursor()).offset)
         # All lanes are opened before one is waited for, so that they are read at the same time.
         lanes = [self._lane(stream) if own else None for stream, _, _, own in groups]
-        rows = np.empty((len(mine), self._config.model.sequence_length + 1), dtype=np.int32)
+        rows = np.empty((batches * share, self._config.model.sequence_length + 1), dtype=np.int32)
+        stretch, ends = Stretch(first, dict(self._marks), []), np.arange(1, batches + 1) * count
         for lane, (stream, begin, end, own) in zip(lanes, groups, strict=True):
             dealt = self._dealt[stream]
             self._dealt[stream] += end - begin
             if lane is None:
                 continue
             if self._closed.is_set():
-                return None
+                return []
             self._waiting_for = lane
             _skip(lane, dealt)
+            found, taken = lane.take(end - begin)
             if own == end - begin:
-                rows[place[begin:end]] = lane.take(own)
+                rows[place[begin:end]] = found
             else:
-                places = place[begin:end]
-                mask = places >= 0
-                rows[places[mask]] = lane.take(end - begin)[mask]
-            self._marks[lane.name, lane.number] = lane.mark
-        return Batch(rows, Position(first + count, dict(self._marks)))
+                mask = place[begin:end] >= 0
+                rows[place[begin:end][mask]] = found[mask]
+            key = (lane.name, lane.number)
+            stretch.taken.append((key, taken, np.searchsorted(by_stream[begin:end], ends)))
+            self._marks[key] = lane.mark
+        parts = np.split(rows, batches)
+        return [Batch(part, stretch, index, count) for index, part in enumerate(parts)]
 
     def _key(self, stream: int) -> tuple[str, int]:
         corpus, lane = divmod(stream, self._config.data.lanes)

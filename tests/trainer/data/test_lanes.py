@@ -66,7 +66,7 @@ def open_lane(
 
 
 def next_row(lane: Lane) -> Tokens:
-    return lane.take(1)[0].copy()
+    return lane.take(1)[0][0].copy()
 
 
 def epoch(lane: Lane, tokenizer: DocumentTokenizer, number: int = 0) -> list[str]:
@@ -293,7 +293,7 @@ def test_a_lane_that_an_epoch_has_no_document_for_goes_on_with_the_next(
     texts = sentences(3)
     shards = write(tmp_path, [texts])
     for lane in range(4):
-        rows = open_lane(shards, tokenizer, lane, 4, length=1).take(2000)
+        rows = open_lane(shards, tokenizer, lane, 4, length=1).take(2000)[0]
         found = tokenizer.pretrained.decode(rows[:, 0]).split("<|endoftext|>")[:-1]
         assert set(found) == set(texts)
 

@@ -269,7 +269,7 @@ def test_close_ends_the_thread_while_the_queue_is_full(
 def test_close_ends_the_thread_in_the_middle_of_a_batch(
     base: Config, tokenizer: DocumentTokenizer, tmp_path: Path
 ) -> None:
-    loader = open_loader(with_options(base, global_batch=1_000_000), tokenizer, tmp_path)
+    loader = open_loader(with_options(base, global_batch=200_000), tokenizer, tmp_path)
     wait_until(lambda: bool(loader._lanes))
     close_quickly(loader)
 

@@ -93,7 +93,7 @@ def open_lane(corpus: Corpus, data: Data, lane: int = 0, cursor: Cursor | None =
 
 
 def rows(lane: Lane, count: int) -> Tokens:
-    return np.concatenate([lane.take(1).astype(np.int32) for _ in range(count)])
+    return np.concatenate([lane.take(1)[0].astype(np.int32) for _ in range(count)])
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
