@@ -122,7 +122,7 @@ class Budget(Section):
     """What compute-optimal means: rule is 20 tokens per parameter; besiroglu and hoffmann are the
     parametric laws of Besiroglu et al. 2024 and Hoffmann et al. 2022, with unrounded constants."""
     tokens: Tokens | None = None
-    """Target tokens; kind tokens."""
+    """Tokens of all rows, padding and masked targets included; kind tokens."""
     flops: Annotated[float, Field(gt=0, le=1e32)] | None = None
     """Training FLOPs C; tokens = C / (6 N); kind flops."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None

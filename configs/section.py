@@ -8,10 +8,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class ConfigError(ValueError):
-    """A mistake in the user's input. Its text is one line: key, value, what is allowed."""
+    """A mistake in the user's input. Its text is one printable line: key, value, what is allowed."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())  # a value may hold line ends
+        return printable(" ".join(super().__str__().splitlines()))  # a value may hold line ends
+
+
+def printable(text: str) -> str:
+    """Text in which nothing can drive a terminal or reorder a line: other characters are escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
 
 
 class Section(BaseModel):

@@ -34,7 +34,8 @@ class Stage(Section):
     """A range of the run with a mixture of its own."""
 
     until_tokens: Tokens | None = None
-    """Target tokens of the run at which the stage ends; none only in the last stage, which has no end."""
+    """Tokens of the run at which the stage ends, padding and masked targets included; none only in the last
+    stage, which has no end."""
     weights: Annotated[dict[Name, Weight], Field(min_length=1)]
     """Weights of the corpora that are drawn from; those not named rest."""
 
@@ -49,8 +50,8 @@ class Faults(Section):
     changed: Policy = "fail"
     """A shard with another size or ETag than when the run began."""
     store: Policy = "fail"
-    """A shard that cannot be read after all attempts, or is gone. Skipping it loses its text in this epoch,
-    and the order of what follows in its lane then depends on the outage."""
+    """A shard that cannot be read after all attempts, or is gone. Skipping it loses its text until the run is
+    started again, and the order of what follows in its lanes then depends on the outage."""
 
 
 class Retry(Section):
@@ -58,11 +59,22 @@ class Retry(Section):
 
     attempts: Size = 6
     """Times that a read is tried; the pause doubles from half a second to 30 seconds, with jitter."""
-    timeout_seconds: PositiveFloat = 60.0
+    timeout_seconds: PositiveFloat = 30.0
     """Longest wait for one read from a store; a local file is waited for as long as it takes."""
     stall_seconds: Annotated[float, Field(gt=0, le=540)] = 300.0
     """Longest wait of the training loop for a batch, less than the time-out of collective operations; then
     the run fails and says what was being read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Retry:
+        pauses = sum(min(0.5 * 2.0**number, 30.0) for number in range(min(self.attempts, 1000) - 1))
+        patience = self.attempts * self.timeout_seconds + pauses
+        if patience >= self.stall_seconds:
+            raise ValueError(
+                f"data.retry.stall_seconds={self.stall_seconds:g}: must be more than "
+                f"attempts x timeout_seconds and the pauses between = {patience:g}"
+            )
+        return self
 
 
 class Cache(Section):

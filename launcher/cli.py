@@ -17,6 +17,7 @@ from typing import IO, Any, NoReturn
 from cluster import exit_codes
 from configs.load import first_line, load, reason, unknown
 from configs.schema import Config, ConfigError
+from configs.section import printable
 from launcher.programs import checkpoint, config_of, data, export, print_config, sample, tokenize
 
 FOLLOW_SECONDS = 0.2
@@ -40,7 +41,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(exit_codes.DONE)
     except OSError as error:
-        print(f"trainyard: {reason(error)}", file=sys.stderr)
+        print(f"trainyard: {printable(reason(error))}", file=sys.stderr)
         sys.exit(exit_codes.MISSING_FROM_ENVIRONMENT)
 
 
@@ -49,7 +50,11 @@ def run(arguments: list[str]) -> int:
     parser = _parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise ConfigError(unknown(arguments[0], arguments[0], VERBS).replace("no such key", "no such verb"))
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides after an option
+        options.overrides += rest
     if options.verb is None:
         parser.print_help()
         return exit_codes.BAD_INPUT

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,13 +15,14 @@ from typing import Any
 
 from cluster import events
 from configs.schema import Config, ConfigError
-from trainer.data.blocks import Corpus
+from trainer.data.blocks import Corpus, Place
 from trainer.data.census import rows_for
 from trainer.data.damage import Damage, DamageReport, Unavailable
 from trainer.data.decontaminate import Decontamination, HeldOut
 from trainer.data.engines import fastokens_version
 from trainer.data.listing import Shard, list_shards
 from trainer.data.order import Order
+from trainer.data.packing import best_fit_rows
 from trainer.data.shards import Reading
 from trainer.data.sources import Shards, first_texts, list_corpora, texts_of
 from trainer.data.texts import TextCorpus
@@ -48,6 +49,7 @@ class Corpora:
     """Tokens of one pass over the corpus with the largest weight; only counted for budget=epochs."""
     fingerprints: dict[str, Any]
     """By key, what decides the order of rows; a checkpoint resumes only where all are the same."""
+    damage: DamageReport
     decontamination: Decontamination | None
 
 
@@ -81,13 +83,18 @@ def load_corpora(run: Path, config: Config, world: World) -> Corpora:
     told = DamageReport(run, config.data.faults, world.rank)
     cleaned = _decontamination(run, config, world, held_out, report, reading)
     corpora = {
-        name: _corpus(config, name, shards, tokenizer, told, reading, cleaned)
+        name: _corpus(config, name, shards, tokenizer, told, reading, cleaned, held_out)
         for name, shards in train.items()
     }
-    counted = config.budget.kind == "epochs"
-    epoch_tokens = _epoch_tokens(run, config, world, train, tokenizer, reading, cleaned) if counted else None
-    fingerprints = _fingerprints(config, train, tokenizer)
-    return Corpora(tokenizer, corpora, validation, epoch_tokens, fingerprints, cleaned)
+    epoch_tokens = None
+    if config.budget.kind == "epochs":
+        name = _largest(config, train)
+        uncounted = None if cleaned is None else cleaned.again()
+        silent = DamageReport(run, config.data.faults, world.rank, silent=True)
+        counted = _corpus(config, name, train[name], tokenizer, silent, reading, uncounted, held_out)
+        epoch_tokens = _epoch_tokens(run, config, world, name, counted)
+    decided = fingerprints(config, train, held_out, tokenizer)
+    return Corpora(tokenizer, corpora, validation, epoch_tokens, decided, told, cleaned)
 
 
 def steps_of(config: Config, corpora: Corpora) -> int:
@@ -111,10 +118,11 @@ def _corpus(
     on_damage: Callable[[Damage], None],
     reading: Reading,
     cleaned: Decontamination | None,
+    held_out: Shards,
 ) -> Corpus:
     data = config.data
     if data.tokenized is not None:
-        return TokenizedCorpus.open(data, name, shards, tokenizer)
+        return TokenizedCorpus.open(data, name, shards, held_out, tokenizer)
     return TextCorpus(
         shards,
         data.corpora[name].text_field,
@@ -180,7 +188,10 @@ def _decontamination(
     return Decontamination(HeldOut.open(kept))
 
 
-def _fingerprints(config: Config, train: Shards, tokenizer: DocumentTokenizer) -> dict[str, Any]:
+def fingerprints(
+    config: Config, train: Shards, held_out: Shards, tokenizer: DocumentTokenizer
+) -> dict[str, Any]:
+    """By key, what the order of rows follows from, in JSON values."""
     data = config.data
     keys = {
         "order": ORDER,
@@ -194,12 +205,20 @@ def _fingerprints(config: Config, train: Shards, tokenizer: DocumentTokenizer) -
         "data.decontaminate": data.decontaminate,
         "data.stages": [stage.model_dump() for stage in data.stages],
     }
+    if data.decontaminate != "none":
+        for name, shards in held_out.items():
+            keys[f"data.corpora.{name}.validation"] = _digest(shards)
+            keys[f"data.corpora.{name}.text_field"] = data.corpora[name].text_field
     for name, shards in train.items():
-        listed = json.dumps([list(shard) for shard in shards])
-        keys[f"data.corpora.{name}.train"] = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+        keys[f"data.corpora.{name}.train"] = _digest(shards)
         keys[f"data.corpora.{name}.weight"] = data.corpora[name].weight
         keys[f"data.corpora.{name}.text_field"] = data.corpora[name].text_field
     return keys
+
+
+def _digest(shards: list[Shard]) -> str:
+    listed = json.dumps([list(shard) for shard in shards])
+    return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
 
 def _frozen_list(run: Path, config: Config, on_damage: Callable[[Damage], None]) -> tuple[Shards, Shards]:
@@ -241,34 +260,18 @@ def _largest(config: Config, names: Iterable[str]) -> str:
     return min(names, key=lambda name: (-config.data.corpora[name].weight, name))
 
 
-def _epoch_tokens(
-    run: Path,
-    config: Config,
-    world: World,
-    train: Shards,
-    tokenizer: DocumentTokenizer,
-    reading: Reading,
-    cleaned: Decontamination | None,
-) -> int:
-    """Tokens of the corpus with the largest weight, counted once per run and kept in RUN/epoch-tokens.
+def _epoch_tokens(run: Path, config: Config, world: World, name: str, corpus: Corpus) -> int:
+    """Tokens of a corpus, counted once per run and kept in RUN/epoch-tokens.
 
-    Every rank counts some shards. They meet once a minute, because a collective operation must not
-    wait for the slowest of them until it times out.
+    With best_fit those of its rows, padding included. Every rank counts some shards. They meet once a minute,
+    because a collective operation must not wait for the slowest of them until it times out.
     """
     kept = run / "epoch-tokens"
     known: int | None = world.from_main(int(kept.read_text()) if world.main and kept.exists() else None)
     if known is not None:
         return known
-    name = _largest(config, train)
-    field = config.data.corpora[name].text_field
-    report = DamageReport(run, config.data.faults, world.rank)
-    own = train[name][world.rank :: world.size]
-    texts = (
-        text
-        for text in texts_of(config.data, name, own, report, reading)
-        if cleaned is None or cleaned.kept(name, {0: text})
-    )
-    lengths = map(len, tokenizer.encode_stream(texts))
+    own = range(world.rank, len(corpus.addresses), world.size)
+    lengths = _block_tokens(config, corpus, own)
     total, counting = 0, 1
     while counting:
         until = time.monotonic() + MEET_SECONDS
@@ -281,9 +284,22 @@ def _epoch_tokens(
         tokens, counting = world.sum(tokens, not done)
         total += tokens
     if not total:
+        field = config.data.corpora[name].text_field
         raise ConfigError(f"data.corpora.{name}.train: no readable document with text in its field {field}")
     if world.main:
         written = kept.with_suffix(".new")
         written.write_text(str(total))
         written.replace(kept)
     return total
+
+
+def _block_tokens(config: Config, corpus: Corpus, shards: Iterable[int]) -> Iterator[int]:
+    """Tokens of each block of some shards."""
+    length = config.model.sequence_length
+    for shard in shards:
+        for block in corpus.blocks(shard, 0, 1, Place()):
+            documents = block.encode(block.documents)
+            if config.data.packing == "best_fit":
+                yield length * best_fit_rows(documents.starts, length + 1)
+            else:
+                yield len(documents.ids)

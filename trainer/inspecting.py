@@ -28,6 +28,7 @@ from cluster.signals import die_with_parent
 from cluster.streams import libraries_to_stderr
 from configs.load import load
 from configs.schema import ConfigError
+from configs.section import printable
 from trainer.inspection import Inspection
 
 UNKNOWN = "\N{EN DASH}"
@@ -49,14 +50,6 @@ def render(report: dict[str, Any]) -> Group:
         if corpus["sample_row"]:
             parts += [Text(), _sample(name, corpus["sample_row"])]
     return Group(*parts)
-
-
-def printable(text: str) -> str:
-    """Text in which nothing can drive a terminal or reorder a line: other characters are escaped."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
 
 
 def _text_table(corpora: dict[str, dict[str, Any]]) -> Table:

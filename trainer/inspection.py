@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from itertools import chain, pairwise, zip_longest
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from trainer.data.listing import Shard, list_shards
 from trainer.data.order import Order
 from trainer.data.packing import PADDING
 from trainer.data.shards import Reading, documents
+from trainer.data.sources import first_texts
 from trainer.data.texts import TextCorpus
 from trainer.data.tokenizer import choose_engine, load_tokenizer
 from trainer.data.workers import Workers
@@ -46,14 +47,16 @@ class Faults:
     def __init__(self) -> None:
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
-        self._met: set[tuple[str, Damage]] = set()
+        self._met: dict[tuple[str, str, str], int] = {}
+        """By corpus, shard and kind, the last document: shards are read in order, some a second time."""
         self._lock = threading.Lock()
 
     def __call__(self, corpus: str, damage: Damage) -> None:
         with self._lock:
-            if (corpus, damage) in self._met:  # seen again where the sample row is read
+            place = corpus, damage.shard, damage.kind
+            if damage.document <= self._met.get(place, -1):  # seen again where the sample row is read
                 return
-            self._met.add((corpus, damage))
+            self._met[place] = damage.document
             self.counts[corpus][damage.kind] += 1
             if len(self.examples[corpus]) < EXAMPLES:
                 self.examples[corpus].append(f"{damage.shard}, document {damage.document}: {damage.reason}")
@@ -78,7 +81,9 @@ class Inspection:
         self._order = Order(config.data, config.model.sequence_length, config.seed)
         self._shards = {name: self._list(name, "train") for name in self._order.corpora}
         self._tokenizer, self._engine_reason = choose_engine(
-            load_tokenizer(config.model), config.data.engine, self._first_texts()
+            load_tokenizer(config.model),
+            config.data.engine,
+            first_texts(config.data, self._shards, self._reading),
         )
         progress.remove_task(task)
         self._clean = self._decontamination()
@@ -124,11 +129,6 @@ class Inspection:
         for shard in shards:
             for _, text in documents(shard, field, partial(self._faults, name), self._reading):
                 yield text
-
-    def _first_texts(self) -> Iterator[str]:
-        """Documents of all corpora in turn."""
-        readers = [self._texts(name, shards) for name, shards in self._shards.items()]
-        return (text for text in chain.from_iterable(zip_longest(*readers)) if text is not None)
 
     def _decontamination(self) -> Decontamination | None:
         kind = self._config.data.decontaminate

@@ -16,6 +16,7 @@ from cluster import events
 from configs.schema import Config, ConfigError
 from trainer.checkpoint.store import Store
 from trainer.corpora import load_corpora, steps_of
+from trainer.data.damage import DamageReport
 from trainer.data.decontaminate import Decontamination
 from trainer.data.loader import Batch, Loader, Position
 from trainer.distributed import World
@@ -49,6 +50,8 @@ class Session:
     """Token that ends documents, if attention is not to reach beyond it."""
     fingerprints: dict[str, Any]
     """What decides the order of the data, see Corpora."""
+    damage: DamageReport
+    """What was skipped in the text."""
     decontamination: Decontamination | None
     position: Position
     """How far the data has been consumed."""
@@ -108,6 +111,8 @@ class Session:
 
     def _tell_epochs(self) -> None:
         """Record when a corpus begins again; its first lane stands for all, which differ by a few rows."""
+        if not self.world.main:  # which reads some rows of every first lane
+            return
         for (corpus, lane), mark in self.position.marks.items():
             if lane == 0 and mark.epoch > self.epochs.get(corpus, 0):
                 self.epochs[corpus] = mark.epoch
@@ -156,6 +161,8 @@ class Session:
         """End a run that is done, or stopped for a reason, once its last checkpoint is durable."""
         self.store.close()
         self.loader.close()
+        if self.damage.skipped:
+            events.record(self.run, "skipped", rank=self.world.rank, **self.damage.skipped)
         if self.decontamination is not None:
             for corpus, reasons in self.decontamination.dropped().items():
                 events.record(self.run, "decontaminated", rank=self.world.rank, corpus=corpus, **reasons)
@@ -198,7 +205,7 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     step = saved["step"] if saved else 0
     position = Position.from_json(saved["data"]) if saved else Position(0, {})
     if saved is not None and position.rows:
-        _check_order(saved["data"].get("fingerprints") or {}, corpora.fingerprints)
+        check_order(saved["data"].get("fingerprints") or {}, corpora.fingerprints)
     session = Session(
         run=run,
         config=config,
@@ -208,6 +215,7 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
         tokens=saved["tokens"] if saved else 0,
         end_of_document=corpora.tokenizer.end_of_document if config.objective.mask_documents else None,
         fingerprints=corpora.fingerprints,
+        damage=corpora.damage,
         decontamination=corpora.decontamination,
         position=position,
         module=module,
@@ -234,7 +242,7 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
     return session
 
 
-def _check_order(then: dict[str, Any], now: dict[str, Any]) -> None:
+def check_order(then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ConfigError naming the first key by which the rows after a checkpoint would be others."""
     for key in [*now, *then]:
         if then.get(key) != now.get(key):

@@ -28,14 +28,15 @@ from cluster.signals import die_with_parent
 from cluster.streams import libraries_to_stderr
 from configs.load import load, reason
 from configs.schema import Config, ConfigError
+from configs.section import printable
 from configs.text import Data
 from trainer.data.damage import DamageReport, Unavailable
 from trainer.data.decontaminate import Decontamination, HeldOut
 from trainer.data.listing import Shard
 from trainer.data.shards import Reading
 from trainer.data.sources import Shards, first_texts, list_corpora, texts_of
-from trainer.data.tokenized import MANIFEST, Entry, base_of
-from trainer.data.tokenized_writer import Writer
+from trainer.data.tokenized import MANIFEST, Entry, base_of, read_manifest
+from trainer.data.tokenized_writer import Writer, remove
 from trainer.data.tokenizer import Encoder, choose_engine, load_tokenizer
 
 LOOK_SECONDS = 0.2
@@ -70,17 +71,20 @@ def tokenize(config: Config, share: Share) -> dict[str, Any]:
     """Tokenize what is missing; returns what was done. Raises ConfigError, Unavailable or OSError."""
     began = time.monotonic()
     directory = _directory(config.data)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"data.tokenized={directory}: must be a directory") from None
     data = config.data
     train, held_out = list_corpora(data, DamageReport(directory, data.faults, rank=0))
     tokenizer = load_tokenizer(config.model)
-    writer = Writer(directory, data, tokenizer.encoder, None, lambda tokens: None)
+    writer = Writer(directory, data, held_out, tokenizer.encoder, None, lambda tokens: None)
     jobs = [Job(name, number, shard) for name in train for number, shard in enumerate(train[name])]
     found = {job: writer.finished(*job) for job in jobs}
     missing = [job for job in jobs if found[job] is None]
     own = [job for job in jobs[share.part :: share.parts] if found[job] is None]
     if missing:
-        (directory / MANIFEST).unlink(missing_ok=True)
+        remove(directory / MANIFEST)
     if own:
         _, why_not = choose_engine(
             tokenizer, data.engine, first_texts(data, train, Reading.of(data, directory))
@@ -112,17 +116,11 @@ def tokenize(config: Config, share: Share) -> dict[str, Any]:
 def verify(config: Config) -> dict[str, Any]:
     """Read all files that the manifest names and compare their digests. Raises ConfigError without it."""
     directory = _directory(config.data)
-    try:
-        corpora = json.loads((directory / MANIFEST).read_text())["corpora"]
-    except (OSError, ValueError, KeyError):
-        raise ConfigError(
-            f"data.tokenized={directory}: holds no finished {MANIFEST}; run `trainyard tokenize` again"
-        ) from None
     files = [
         (base_of(directory, name, number).with_suffix(suffix), digest)
-        for name, corpus in corpora.items()
-        for number, values in enumerate(corpus["shards"])
-        for suffix, digest in Entry(**values).sha256.items()
+        for name, corpus in read_manifest(directory).items()
+        for number, entry in enumerate(corpus.shards)
+        for suffix, digest in entry.sha256.items()
     ]
     with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
         digests = pool.map(lambda file: _sha256(file[0]), files)
@@ -203,7 +201,7 @@ def _open(data: Data, held_out: Shards, encoder: Encoder, tokens: Any) -> Writer
         with tokens.get_lock():
             tokens.value += number
 
-    return Writer(directory, data, encoder, decontamination, count)
+    return Writer(directory, data, held_out, encoder, decontamination, count)
 
 
 def _tokenize(job: Job) -> tuple[Job, Entry]:
@@ -239,7 +237,7 @@ def _told(summary: dict[str, Any]) -> str:
 
 
 def _failed(code: int, message: str) -> int:
-    print(f"trainyard: {message}", file=sys.stderr)
+    print(f"trainyard: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -276,7 +274,7 @@ def main() -> int:
         return _failed(128 + signal.SIGINT, "interrupted; what is done is kept, run it again to go on")
     damaged = summary.get("damaged", [])
     for path in damaged:
-        print(f"trainyard: {path}: damaged; remove it and tokenize again", file=sys.stderr)
+        print(f"trainyard: {printable(path)}: damaged; remove it and tokenize again", file=sys.stderr)
     if options.json:
         print(json.dumps(summary))
     elif not options.verify:

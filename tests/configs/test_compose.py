@@ -11,6 +11,7 @@ from configs.load import load
 from configs.schema import ConfigError
 
 MISTAKES = {
+    "model='a\x1b]0;X\x07\tb'": r"model=a\x1b]0;X\x07\tb: no such preset; ",
     "optimizer.lrr=1": "optimizer.lrr: no such key; did you mean optimizer.lr?",
     "optimzer.lr=1": "optimzer.lr: no such key; did you mean optimizer?",
     "lr=1": "lr: no such key; did you mean optimizer.lr?",

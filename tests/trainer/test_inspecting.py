@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,13 @@ from rich.progress import Progress
 from support import SEQUENCE_LENGTH, Site, sentences, write_shard
 
 from configs.compose import compose
+from configs.section import printable
 from trainer.corpora import steps_of
 from trainer.data import census
+from trainer.data.damage import Damage
 from trainer.data.tokenizer import load_tokenizer
-from trainer.inspecting import printable, render
-from trainer.inspection import Inspection
+from trainer.inspecting import render
+from trainer.inspection import Faults, Inspection
 
 
 def inspect(site: Site, *overrides: str, exact: bool = False) -> dict[str, Any]:
@@ -119,6 +122,17 @@ def test_faults_are_counted_by_kind_and_told_where_they_are(site: Site) -> None:
     (warning,) = [line for line in report["warnings"] if "data.faults" in line]
     assert warning == "legal: data.faults.document=fail, and 2 such were met: training would end there"
     assert "legal: faults met: " in shown(report)
+
+
+def test_counting_faults_takes_no_more_memory_for_more_of_them() -> None:
+    faults = Faults()
+    tracemalloc.start()
+    for _ in range(2):
+        for document in range(10_000):
+            faults("x", Damage("document", "a.jsonl", document, "no field text"))
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+    assert faults.counts["x"] == {"document": 10_000}
 
 
 def test_held_out_documents_in_the_training_text_are_counted(site: Site) -> None:

@@ -93,8 +93,8 @@ def test_the_verb_prints_one_json_object_and_training_can_read_the_result(
     assert counted == {"complete": True, "shards": 12, "finished": 12, "tokenized": 12, "faults": {}}
     assert summary["documents"] == sum(300 + shard for shard in range(SHARDS))
     config = compose(keys)
-    train, _ = list_corpora(config.data, [].append)
-    corpus = TokenizedCorpus.open(config.data, "x", train["x"], load_tokenizer(config.model))
+    train, held_out = list_corpora(config.data, [].append)
+    corpus = TokenizedCorpus.open(config.data, "x", train["x"], held_out, load_tokenizer(config.model))
     assert len(corpus.addresses) == SHARDS
 
 
@@ -104,6 +104,22 @@ def test_without_a_directory_there_is_nothing_to_write(place: Tokenizing) -> Non
     assert (
         outcome.stderr == "trainyard: data.tokenized=null: give the directory to write, data.tokenized=DIR\n"
     )
+
+
+@pytest.mark.parametrize("options", [[], ["--verify"]])
+def test_a_file_in_place_of_the_directory_is_a_mistake(
+    place: Tokenizing, tmp_path: Path, options: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    outcome = place.run(tmp_path / "file", *options)
+    assert outcome.returncode == 2
+    assert outcome.stderr == f"trainyard: data.tokenized={tmp_path / 'file'}: must be a directory\n"
+
+
+def test_overrides_may_follow_options(place: Tokenizing, tmp_path: Path) -> None:
+    first, *rest = place.keys(tmp_path / "out")
+    outcome = place.trainyard("tokenize", first, "--part", "5/4", *rest)
+    assert outcome.stderr.startswith("trainyard: --part=5/4: must be I/N")
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "1/0", "a/b"])

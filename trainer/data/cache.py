@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ POLL_SECONDS = 0.02
 REST_SECONDS = 600.0
 """Time without new copies after one could not be written."""
 GIB = 1 << 30
+NAME = re.compile(r"[0-9a-f]{32}(?:\.(\d+)\.part)?")
+"""What copies are called; nothing else in their directory is touched."""
 
 
 class Copies:
@@ -37,7 +40,7 @@ class Copies:
 
     def __init__(self, cache: Cache, retry: Retry, run: Path) -> None:
         assert cache.directory is not None
-        self._directory = Path(cache.directory) / "shards"
+        self._directory = Path(cache.directory) / "trainyard-shards"
         self._most_bytes = int(cache.gib * GIB)
         self._retry = retry
         self._run = run
@@ -77,7 +80,9 @@ class Copies:
                 target=self._write, args=(shard, descriptor, part, whole), name="copy", daemon=True
             )
             writer.start()
-            return _Copy(part, shard, store)
+            with contextlib.suppress(FileNotFoundError):
+                return _Copy(part, shard, store)
+            return store  # it is done, or failed, already
         except OSError as error:
             self._rest(shard.address, f"{type(error).__name__}: {error}", REST_SECONDS)
             return store
@@ -93,7 +98,8 @@ class Copies:
                 while data:
                     data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
-            part.rename(whole)
+            with self._locked():
+                part.rename(whole)
         except (Fault, OSError) as error:
             part.unlink(missing_ok=True)
             if isinstance(error, OSError):  # readers meet a fault of the store themselves
@@ -106,14 +112,17 @@ class Copies:
         """Remove what nobody writes, then whole copies that nobody reads, those read longest ago first."""
         used, copies = 0, []
         for path in self._directory.iterdir():
-            if path.suffix != ".part":
+            name = NAME.fullmatch(path.name)
+            if name is None:
+                continue
+            if name[1] is None:
                 found = path.stat()
                 copies.append((found.st_atime_ns, found.st_size, path))
                 used += found.st_size
             elif _is_held(path):
-                used += int(path.name.split(".")[1])
+                used += int(name[1])
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)  # a writer that fails removes its own
         for _, freed, path in sorted(copies):
             if used + size_bytes <= self._most_bytes or size_bytes > self._most_bytes:
                 break
@@ -135,9 +144,7 @@ class Copies:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """What adds and removes copies happens in one process at a time."""
-        descriptor = os.open(
-            self._directory.parent / "shards.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
+        descriptor = os.open(f"{self._directory}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

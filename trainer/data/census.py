@@ -19,7 +19,7 @@ from trainer.data.listing import Shard
 from trainer.data.order import Order
 from trainer.data.patience import Fault
 from trainer.data.pieces import pieces
-from trainer.data.shards import Reading, spans
+from trainer.data.shards import Reading, parquet_faults, spans
 from trainer.data.stores import Reader
 from trainer.data.tokenizer import DocumentTokenizer
 
@@ -94,7 +94,11 @@ def count(
     with closing(found):
         for place, texts in found:
             if counted.text_bytes >= most_text_bytes:
-                counted.share = text_share(shard, place.offset, reading)
+                try:
+                    counted.share = text_share(shard, place.offset, reading)
+                except Fault as fault:  # it went away; what was read of it counts
+                    number = place.block * DOCUMENTS_PER_COUNT
+                    on_damage(Damage(fault.kind, shard.address, number, str(fault)[:200]))
                 break
             counted_texts = list((kept(texts) if kept else texts).values())
             ids, starts = tokenizer.encode(counted_texts)
@@ -146,10 +150,14 @@ def rows_for(order: Order, corpus: str, wanted: int) -> int:
 
 
 def text_share(shard: Shard, offset: int, reading: Reading) -> float:
-    """Share of a shard's text, of its rows if it is a table, that lies before a place that spans() gave."""
+    """Share of a shard's text, of its rows if it is a table, that lies before a place that spans() gave.
+
+    Raises Fault if the shard cannot be read any more.
+    """
     with closing(Reader(reading.source(shard))) as reader:
         if shard.suffix == ".parquet":
-            rows: int = pyarrow.parquet.ParquetFile(reader).metadata.num_rows
+            with parquet_faults():
+                rows: int = pyarrow.parquet.ParquetFile(reader).metadata.num_rows
             return offset / rows
         size = reader.size()
         if not shard.suffix.endswith((".gz", ".zst")):
@@ -162,6 +170,7 @@ def text_share(shard: Shard, offset: int, reading: Reading) -> float:
                         return offset / text * position / size
                     position = reader.tell()
                 text += len(piece)
-        except Fault:
-            pass  # all that can be read of it has been
+        except Fault as fault:  # all that can be read of it has been, if it is only damaged
+            if fault.kind != "shard" or text < offset:
+                raise
         return offset / text

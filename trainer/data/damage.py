@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +45,8 @@ class DamageReport:
         self._rank = rank
         self._silent = silent
         self._lock = threading.Lock()
+        self.skipped: Counter[str] = Counter()
+        """Faults by kind; what is read again counts again."""
         self._told: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)
 
     def __call__(self, damage: Damage) -> None:
@@ -56,6 +58,7 @@ class DamageReport:
         single = damage.kind == "document"
         place = (damage.kind, damage.document if single else -1)
         with self._lock:
+            self.skipped[damage.kind] += 1
             told = self._told[damage.shard]
             if self._silent or place in told or (single and len(told) >= MOST_PER_SHARD):
                 return

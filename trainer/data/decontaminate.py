@@ -114,6 +114,10 @@ class Decontamination:
         self._lock = threading.Lock()
         self._dropped: Counter[tuple[str, Kind]] = Counter()
 
+    def again(self) -> Decontamination:
+        """Another one for the same documents, with a count of its own."""
+        return Decontamination(self._held_out)
+
     def kept(self, corpus: str, texts: dict[int, str]) -> dict[int, str]:
         """The documents of a training corpus that are not held out, under their numbers."""
         reasons = {number: self._held_out.reason(text) for number, text in texts.items()}

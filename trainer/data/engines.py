@@ -19,8 +19,10 @@ Engine = Callable[[Sequence[str]], Ragged]
 """Ids of each text, the end-of-document id last; an empty text is an empty document. Threads may share it."""
 
 COMPARED_DOCUMENTS = 1000
-COMPARED_CHARACTERS = 1_500_000
-"""So much takes about half a second on two cores."""
+COMPARED_CHARACTERS = 600
+"""Of each; so the comparison takes about half a second on two cores."""
+CHARACTERS_PER_ENCODE = 1 << 20
+"""tokenizers takes some 230 bytes for a token while it encodes, so it gets long documents a few at a time."""
 TEXTS_PER_COMPARISON = 64
 RUN_CHARACTERS = 4096
 """Length of the adversarial runs; engines merge them by their own rules for long words."""
@@ -50,13 +52,16 @@ class Truth:
         return _made, (Truth, self._backend.to_str(), self._end)
 
     def __call__(self, texts: Sequence[str]) -> Ragged:
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        starts = _starts(lengths)
+        found = [array for some in _batches(texts) for array in self._encoded(some)]
+        starts = _starts(np.fromiter(map(len, found), np.int64, len(found)))
         ids = np.full(starts[-1], self._end, np.int32)
-        for start, length, encoding in zip(starts.tolist(), lengths.tolist(), encodings, strict=False):
-            ids[start : start + length] = np.fromiter(encoding.ids, np.int32, length)
+        for start, array in zip(starts.tolist(), found, strict=False):
+            ids[start : start + len(array)] = array
         return Ragged(ids, starts)
+
+    def _encoded(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.fromiter(encoding.ids, np.int32, len(encoding)) for encoding in encodings]
 
 
 class Fast:
@@ -102,13 +107,13 @@ def difference(fast: Engine, truth: Engine, texts: Iterable[str]) -> str | None:
 
 
 def sample(texts: Iterable[str]) -> Iterator[str]:
-    """The first documents of a corpus, as many as are compared when a run starts."""
-    left = COMPARED_CHARACTERS
-    for text in islice(texts, COMPARED_DOCUMENTS):
-        yield text[:left]
-        left -= len(text)
-        if left <= 0:
-            return
+    """Pieces of the first documents of a corpus, as many as are compared when a run starts.
+
+    From the beginning of the first, further on in each that follows.
+    """
+    for number, text in enumerate(islice(texts, COMPARED_DOCUMENTS)):
+        begin = number * 97 % max(1, len(text) - COMPARED_CHARACTERS)
+        yield text[begin : begin + COMPARED_CHARACTERS]
 
 
 def adversarial(special: Iterable[str]) -> Iterator[str]:
@@ -153,6 +158,19 @@ def _made(engine: Callable[[Tokenizer, int], Engine], written: str, end_of_docum
     backend = Tokenizer.from_str(written)
     backend.encode_special_tokens = True
     return engine(backend, end_of_document)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Some texts at a time, in order: together no longer than CHARACTERS_PER_ENCODE, or a single one."""
+    batch, characters = list[str](), 0
+    for text in texts:
+        if batch and characters + len(text) > CHARACTERS_PER_ENCODE:
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
 
 
 def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def is_local(address: str) -> bool:
 
 
 def _manifest(key: str, pattern: str) -> list[Shard]:
+    _refuse_chain(key, pattern)
     address = pattern[1:]
     try:
         with fsspec.open(address, "r", encoding="utf-8") as file:
@@ -101,11 +103,12 @@ def _matching(key: str, patterns: list[str]) -> list[Shard]:
     found: list[Shard] = []
     plain: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     for pattern in patterns:
+        _refuse_chain(key, pattern)
         try:
             file_system, path = fsspec.url_to_fs(pattern)
         except Exception as error:
             raise ConfigError(f"{key}={pattern}: cannot be listed: {error}") from None
-        if not _is_glob(pattern):
+        if not _is_glob(pattern) or (isinstance(file_system, LocalFileSystem) and os.path.isfile(path)):
             plain.setdefault(file_system._fs_token, (file_system, []))[1].append((pattern, path))
             continue
         try:
@@ -179,6 +182,11 @@ def _patiently(call: Callable[[], T]) -> T:
 def _shard(file_system: Any, name: str, info: dict[str, Any]) -> Shard:
     address = f"file://{name}" if isinstance(file_system, LocalFileSystem) else None
     return Shard(address or file_system.unstrip_protocol(name), info["size"], version_of(info))
+
+
+def _refuse_chain(key: str, address: str) -> None:
+    if "::" in address:
+        raise ConfigError(f"{key}={address}: addresses chained with :: are not read; unpack the files")
 
 
 def _is_http(address: str) -> bool:

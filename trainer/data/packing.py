@@ -25,20 +25,33 @@ def best_fit(documents: Ragged, row_tokens: int) -> Tokens:
     into the fullest row that has room (best-fit decreasing; Ding et al. 2024, "Fewer Truncations Improve
     Language Modeling").
     """
-    pieces = _pieces(documents.starts, row_tokens)
-    rows = np.full((len(pieces), row_tokens), PADDING, dtype=np.int32)
+    placed, used = _placed(documents.starts, row_tokens)
+    rows = np.full((used, row_tokens), PADDING, dtype=np.int32)
+    for row, place, start, length in placed:
+        rows[row, place : place + length] = documents.ids[start : start + length]
+    return rows
+
+
+def best_fit_rows(starts: NDArray[np.int64], row_tokens: int) -> int:
+    """How many rows best_fit makes of documents that begin at `starts`, the last of which is their end."""
+    return _placed(starts, row_tokens)[1]
+
+
+def _placed(starts: NDArray[np.int64], row_tokens: int) -> tuple[list[tuple[int, int, int, int]], int]:
+    """(row, place in the row, first token, tokens) of each piece, and the number of rows."""
+    placed: list[tuple[int, int, int, int]] = []
     used: list[int] = []
     open_rows: list[tuple[int, int]] = []  # (tokens of room, row), ascending
-    for start, length in sorted(pieces, key=lambda piece: -piece[1]):
+    for start, length in sorted(_pieces(starts, row_tokens), key=lambda piece: -piece[1]):
         fitting = bisect_left(open_rows, (length, -1))
         room, row = open_rows.pop(fitting) if fitting < len(open_rows) else (row_tokens, len(used))
         if row == len(used):
             used.append(0)
-        rows[row, used[row] : used[row] + length] = documents.ids[start : start + length]
+        placed.append((row, used[row], start, length))
         used[row] += length
         if room > length:
             insort(open_rows, (room - length, row))
-    return rows[: len(used)]
+    return placed, len(used)
 
 
 def _pieces(starts: NDArray[np.int64], row_tokens: int) -> list[tuple[int, int]]:

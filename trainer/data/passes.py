@@ -108,6 +108,7 @@ class _Pass:
 
     def close(self) -> None:
         self._bulks.close()
+        self._error = None  # whose traceback leads here, and to all that its readers hold
 
     def _pull(self) -> None:
         """Read one bulk more, and let go of the oldest if they are too many."""
@@ -115,7 +116,7 @@ class _Pass:
             bulk = next(self._bulks, None)
         except Exception as error:  # every reader that comes so far must meet it
             with self._lock:
-                self._ended, self._error = True, error
+                self._ended, self._error = True, error.with_traceback(None)
             return
         with self._lock:
             if bulk is None:

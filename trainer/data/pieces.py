@@ -11,8 +11,8 @@ from trainer.data.index import Index
 from trainer.data.patience import Fault
 from trainer.data.stores import Reader
 
-ZSTD_READ_BYTES = 1 << 12
-"""zstandard has no limit for what it unfolds at a time; this makes it 128 MB."""
+ZSTD_READ_BYTES = 1 << 10
+"""zstandard has no limit for what it unfolds at a time; this makes it 32 MB."""
 LARGEST_ZSTD_WINDOW_BYTES = 1 << 31
 """What `zstd --long=31` needs, with which some public corpora are packed."""
 ZSTD_SKIPPABLE = range(0x184D2A50, 0x184D2A60)
@@ -64,13 +64,19 @@ def _unzstandard(reader: Reader) -> Iterator[bytes]:
             data = frame.unused_data + data
             frame = None
         if done_bytes >= PIECE_BYTES:
-            yield b"".join(done)
+            yield from _in_pieces(b"".join(done))
             done, done_bytes = [], 0
     yield b"".join(done)
     if frame and fault is None:
         fault = Fault("shard", "the file is cut short")
     if fault:
         raise fault
+
+
+def _in_pieces(text: bytes) -> Iterator[bytes]:
+    """At most PIECE_BYTES at a time, as lines are looked for in a piece at once."""
+    for begin in range(0, len(text), PIECE_BYTES):
+        yield text[begin : begin + PIECE_BYTES]
 
 
 def _skip_frames(reader: Reader, offset: int) -> int:

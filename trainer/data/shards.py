@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,8 @@ class Reading:
     """Where points in large gzip files are kept."""
     passes: Passes = field(default_factory=Passes)
     """Those under way, of shards that are cut into parts."""
+    given_up: set[str] = field(default_factory=set)
+    """Shards whose store failed after all attempts; waiting for them again would stall every lane in turn."""
 
     @classmethod
     def of(cls, data: Data, run: Path) -> Reading:
@@ -58,7 +60,7 @@ class Reading:
         if data.cache.directory is None:
             return cls(data.retry, None, Indexes(run / "index"))
         copies = Copies(data.cache, data.retry, run)
-        return cls(data.retry, copies, Indexes(Path(data.cache.directory) / "index"))
+        return cls(data.retry, copies, Indexes(Path(data.cache.directory) / "trainyard-index"))
 
     def source(self, shard: Shard) -> Source:
         """The bytes of a shard."""
@@ -102,6 +104,8 @@ def spans(
         try:
             if shard.size_bytes == 0:
                 raise Fault("shard", "empty file")
+            if shard.address in reading.given_up:
+                raise Fault("store", "given up before")
             for raw, extent in bulks:
                 empty = False
                 first = (part - seen) % parts
@@ -117,6 +121,8 @@ def spans(
                 raise Fault("shard", "no document in it")
         except Fault as fault:
             number = place.block * span + seen
+            if fault.kind == "store":
+                reading.given_up.add(shard.address)
             on_damage(Damage(fault.kind, shard.address, number, str(fault)[:200]))
         if texts:
             yield Span(place, texts)
@@ -190,6 +196,7 @@ def _lines(found: Iterable[bytes]) -> Iterator[list[bytes]]:
         begun.append(lines[0])
         begun_bytes += len(lines[0])
         if begun_bytes > LONGEST_LINE_BYTES:
+            begun.clear()  # the traceback keeps what is here
             raise Fault(
                 "shard", f"a line is longer than {LONGEST_LINE_BYTES} bytes; not a document per line?"
             )
@@ -203,9 +210,20 @@ def _lines(found: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield [b"".join(begun)]
 
 
+@contextmanager
+def parquet_faults() -> Iterator[None]:
+    """What pyarrow raises becomes Fault; on damaged files that may be anything."""
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:
+        raise Fault("shard", f"{type(error).__name__}: {error}") from error
+
+
 def _rows(reader: Reader, text_field: str, offset: int) -> Iterator[pyarrow.Array]:
     """Cells of a parquet file's text column as bytes, so that one which is not UTF-8 loses only itself."""
-    try:
+    with parquet_faults():
         # As pages rather than whole row groups, of which one can be all of a file.
         table = pyarrow.parquet.ParquetFile(reader, pre_buffer=False, buffer_size=PAGE_BYTES)
         if text_field not in table.schema_arrow.names:
@@ -223,8 +241,6 @@ def _rows(reader: Reader, text_field: str, offset: int) -> Iterator[pyarrow.Arra
                     yield column
         if offset:
             raise Fault("changed", f"ends {offset} rows before the place that was left")
-    except (pyarrow.ArrowException, OSError) as error:  # pyarrow calls damage OSError too
-        raise Fault("shard", f"{type(error).__name__}: {error}") from error
 
 
 def _parse(

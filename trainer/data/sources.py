@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from configs.text import Data
 from trainer.data.damage import Damage
 from trainer.data.listing import Shard, list_shards
 from trainer.data.shards import Reading, documents
+
+MOST_DAMAGED = 1000
+"""Damages after which no more first texts are looked for in a corpus; a wrong text_field damages all."""
 
 Shards = dict[str, list[Shard]]
 """By corpus."""
@@ -43,8 +47,11 @@ def texts_of(
 
 
 def first_texts(data: Data, train: Shards, reading: Reading) -> Iterator[str]:
-    """Documents of all corpora, in turn, from the beginnings of their first shards; damage is not told."""
-    readers = [texts_of(data, name, shards, lambda damage: None, reading) for name, shards in train.items()]
+    """Documents of all corpora, in turn, from the beginnings of their first shards; damage is not told.
+
+    A corpus ends early where it is too damaged.
+    """
+    readers = [_beginning(data, name, shards, reading) for name, shards in train.items()]
     while readers:
         for reader in list(readers):
             text = next(reader, None)
@@ -52,3 +59,20 @@ def first_texts(data: Data, train: Shards, reading: Reading) -> Iterator[str]:
                 readers.remove(reader)
             else:
                 yield text
+
+
+class _TooDamaged(Exception):
+    pass
+
+
+def _beginning(data: Data, name: str, shards: list[Shard], reading: Reading) -> Iterator[str]:
+    damages = 0
+
+    def on_damage(damage: Damage) -> None:
+        nonlocal damages
+        damages += 1
+        if damages > MOST_DAMAGED:
+            raise _TooDamaged
+
+    with suppress(_TooDamaged):
+        yield from texts_of(data, name, shards, on_damage, reading)

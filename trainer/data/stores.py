@@ -85,6 +85,8 @@ class StoreSource:
                 within = 0
             part = self._block[within : within + count]
             if not part:
+                if offset < (self._shard.size_bytes or 0):
+                    check_unchanged(self._shard, offset, None)
                 break
             parts.append(part)
             offset += len(part)
@@ -99,13 +101,15 @@ class StoreSource:
         """Make the block that begins at `offset` the present one, and ask for the next if reading goes on."""
         goes_on = offset == self._start + len(self._block)
         ahead, self._ahead = self._ahead, None
+        if ahead and ahead[0] != offset:
+            self._file = ahead = None  # that request goes on using the file
 
         def attempt() -> tuple[Any, bytes]:
             nonlocal ahead
             # Here, as every thread has file systems of its own, with connections of their own.
             self._system = self._system or fsspec.url_to_fs(self._shard.address)
             asked, ahead = ahead, None
-            later = asked[1] if asked and asked[0] == offset else self._later(offset)
+            later = asked[1] if asked else self._later(offset)
             return later.result(self._retry.timeout_seconds)
 
         self._file, self._block = patiently(attempt, self._retry, self.close)

@@ -11,10 +11,12 @@ reader of the text numbers them; a damaged or dropped one is empty.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
-from collections.abc import Generator, Sequence
+import os
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +24,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from configs.load import reason
 from configs.schema import ConfigError
 from configs.text import Data
 from trainer.data.blocks import Block, Place, Ragged
+from trainer.data.damage import DamagedShard
 from trainer.data.listing import Shard
 from trainer.data.tokenizer import DocumentTokenizer
 
@@ -35,6 +40,8 @@ SMALL_VOCABULARY = 2**16
 """Largest whose ids are written as uint16."""
 DOCUMENTS_PER_ENCODE = 256
 OFFSET_BYTES = 8
+SUFFIXES = (".tokens", ".offsets")
+AGAIN = "run `trainyard tokenize` again"
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,8 @@ class Entry:
 
     def problem(self, base: Path, type_: np.dtype[Any]) -> str | None:
         """What is wrong with the sizes of the shard's files, none if nothing is."""
-        sizes = {".tokens": self.tokens * type_.itemsize, ".offsets": (self.documents + 1) * OFFSET_BYTES}
-        for suffix, size_bytes in sizes.items():
+        sizes = (self.tokens * type_.itemsize, (self.documents + 1) * OFFSET_BYTES)
+        for suffix, size_bytes in zip(SUFFIXES, sizes, strict=True):
             path = base.with_suffix(suffix)
             try:
                 found = path.stat().st_size
@@ -72,19 +79,61 @@ class Entry:
         return None
 
 
-def terms(data: Data, name: str, fingerprint: str) -> dict[str, Any]:
-    """What the ids of a corpus follow from besides its shards, by the key that a person would change."""
-    cleaned = data.decontaminate != "none"
-    return {
+@dataclass(frozen=True)
+class Record:
+    """A finished shard's own file."""
+
+    terms: dict[str, Any]
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Written:
+    """A corpus in the manifest."""
+
+    terms: dict[str, Any]
+    shards: list[Entry]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    corpora: dict[str, Written]
+
+
+def read_manifest(directory: Path) -> dict[str, Written]:
+    """Corpora that were tokenized. Raises ConfigError if the directory is unfinished or damaged."""
+    shown = f"data.tokenized={directory}"
+    try:
+        return TypeAdapter(_Manifest).validate_json((directory / MANIFEST).read_bytes()).corpora
+    except FileNotFoundError:
+        missing = f"not finished, {AGAIN}" if directory.is_dir() else "no such directory"
+        raise ConfigError(f"{shown}: {missing}") from None
+    except NotADirectoryError:
+        raise ConfigError(f"{shown}: must be a directory") from None
+    except OSError as error:
+        raise ConfigError(f"{shown}: {reason(error)}") from None
+    except ValueError:
+        raise ConfigError(f"{shown}: {MANIFEST} is damaged; {AGAIN}") from None
+
+
+def terms(data: Data, name: str, held_out: Mapping[str, Sequence[Shard]], fingerprint: str) -> dict[str, Any]:
+    """What the ids of a corpus follow from besides its shards, by the key that a person would change.
+
+    held_out: by corpus, shards that data.decontaminate reads; they stand in the terms as a digest.
+    """
+    found = {
         "format": FORMAT,
         "model.tokenizer": fingerprint,
         f"data.corpora.{name}.text_field": data.corpora[name].text_field,
         "data.decontaminate": data.decontaminate,
-    } | {
-        f"data.corpora.{other}.validation": corpus.validation
-        for other, corpus in sorted(data.corpora.items())
-        if cleaned and corpus.validation
     }
+    if data.decontaminate != "none":
+        for other, shards in sorted(held_out.items()):
+            listed = json.dumps([list(shard) for shard in shards])
+            digest = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+            found[f"data.corpora.{other}.validation"] = digest
+            found[f"data.corpora.{other}.text_field"] = data.corpora[other].text_field
+    return found
 
 
 def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
@@ -109,47 +158,54 @@ class TokenizedCorpus:
     def __init__(self, bases: list[Path], addresses: list[str], window: int, type_: np.dtype[Any]) -> None:
         self.addresses: Sequence[str] = addresses
         self._bases = bases
+        self._identities = [
+            [_identity(base.with_suffix(suffix).stat()) for suffix in SUFFIXES] for base in bases
+        ]
         self._window = window
         self._type = type_
 
     @classmethod
     def open(
-        cls, data: Data, name: str, shards: Sequence[Shard], tokenizer: DocumentTokenizer
+        cls,
+        data: Data,
+        name: str,
+        shards: Sequence[Shard],
+        held_out: Mapping[str, Sequence[Shard]],
+        tokenizer: DocumentTokenizer,
     ) -> TokenizedCorpus:
         """A corpus of data.tokenized. Raises ConfigError if it is unfinished, of other text or damaged."""
         assert data.tokenized is not None
         directory, shown = Path(data.tokenized), f"data.tokenized={data.tokenized}"
-        again = "run `trainyard tokenize` again"
-        try:
-            written = json.loads((directory / MANIFEST).read_text())["corpora"].get(name)
-        except FileNotFoundError:
-            missing = f"not finished, {again}" if directory.is_dir() else "no such directory"
-            raise ConfigError(f"{shown}: {missing}") from None
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{shown}: {MANIFEST} cannot be read: {error}") from None
+        written = read_manifest(directory).get(name)
         if written is None:
-            raise ConfigError(f"{shown}: corpus {name} is not in it; {again}")
-        if key := differing(terms(data, name, tokenizer.fingerprint), written["terms"]):
+            raise ConfigError(f"{shown}: corpus {name} is not in it; {AGAIN}")
+        if key := differing(terms(data, name, held_out, tokenizer.fingerprint), written.terms):
             raise ConfigError(f"{shown}: corpus {name} was tokenized with another {key}")
-        entries = [Entry(**values) for values in written["shards"]]
+        entries = written.shards
         if [entry.shard for entry in entries] != list(shards):
             other = set(shards) ^ {entry.shard for entry in entries}
             first = min((shard.address for shard in other), default="their order")
             raise ConfigError(
-                f"{shown}: data.corpora.{name}.train has other shards than were tokenized: {first}; {again}"
+                f"{shown}: data.corpora.{name}.train has other shards than were tokenized: {first}; {AGAIN}"
             )
         type_ = id_type(tokenizer.vocabulary)
         bases = [base_of(directory, name, number) for number in range(len(entries))]
         for entry, base in zip(entries, bases, strict=True):
             if problem := entry.problem(base, type_):
-                raise ConfigError(f"{shown}: damaged: {problem}; {again}")
+                raise ConfigError(f"{shown}: damaged: {problem}; {AGAIN}")
         return cls(bases, [entry.address for entry in entries], data.shuffle_window, type_)
 
     def blocks(self, shard: int, part: int, parts: int, start: Place) -> Generator[Block]:
-        """See Corpus. Places have no offset, so that a run may go on with the text itself."""
-        base, item = self._bases[shard], self._type.itemsize
-        tokens = _mapped(base.with_suffix(".tokens"))
-        offsets = np.frombuffer(_mapped(base.with_suffix(".offsets")), "<i8")
+        """See Corpus. Places have no offset, so that a run may go on with the text itself.
+
+        Raises DamagedShard if a file is no longer the one that was there when the corpus was opened.
+        """
+        item = self._type.itemsize
+        tokens, bounds = (
+            _mapped(self._bases[shard].with_suffix(suffix), identity)
+            for suffix, identity in zip(SUFFIXES, self._identities[shard], strict=True)
+        )
+        offsets = np.frombuffer(bounds, "<i8")
         begins, ends = offsets[part:-1:parts], offsets[part + 1 :: parts]
         for block in range(start.block, math.ceil(len(begins) / self._window)):
             numbers = slice(block * self._window, (block + 1) * self._window)
@@ -176,9 +232,16 @@ class TokenizedCorpus:
         return Ragged(np.frombuffer(joined, self._type), starts)
 
 
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    """A file in memory; an empty one cannot be mapped."""
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """What a file that was written anew does not have in common with the old one."""
+    return status.st_ino, status.st_mtime_ns
+
+
+def _mapped(path: Path, identity: tuple[int, int]) -> mmap.mmap | bytes:
+    """A file in memory; an empty one cannot be mapped. Raises DamagedShard if it is another one."""
     with path.open("rb") as file:
+        if _identity(os.fstat(file.fileno())) != identity:
+            raise DamagedShard(f"{path}: changed since the run began; was it tokenized again meanwhile?")
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:

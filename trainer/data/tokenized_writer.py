@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from configs.schema import ConfigError
 from configs.text import Data
@@ -22,7 +23,7 @@ from trainer.data.damage import Damage, DamageReport, Unavailable
 from trainer.data.decontaminate import Decontamination
 from trainer.data.listing import Shard
 from trainer.data.shards import Reading, documents
-from trainer.data.tokenized import MANIFEST, Entry, base_of, differing, id_type, terms
+from trainer.data.tokenized import MANIFEST, Entry, Record, Written, base_of, differing, id_type, terms
 from trainer.data.tokenizer import Encoder
 
 DOCUMENTS_PER_ENCODE = 256
@@ -37,6 +38,7 @@ class Writer:
         self,
         directory: Path,
         data: Data,
+        held_out: Mapping[str, Sequence[Shard]],
         encoder: Encoder,
         decontamination: Decontamination | None,
         on_tokens: Callable[[int], None],
@@ -48,23 +50,23 @@ class Writer:
         self._decontamination = decontamination
         self._on_tokens = on_tokens
         self._reading = Reading.of(data, directory)
+        self._terms = {name: terms(data, name, held_out, encoder.fingerprint) for name in data.corpora}
 
     def finished(self, name: str, number: int, shard: Shard) -> Entry | None:
         """A shard's entry if its files are there. Raises ConfigError if they were made on other terms."""
         base = base_of(self._directory, name, number)
         try:
-            record = json.loads(base.with_suffix(".json").read_text())
-            entry, made_on = Entry(**record["entry"]), record["terms"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            record = TypeAdapter(Record).validate_json(base.with_suffix(".json").read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
-        if key := differing(terms(self._data, name, self._encoder.fingerprint), made_on):
+        if key := differing(self._terms[name], record.terms):
             raise ConfigError(
                 f"data.tokenized={self._directory}: corpus {name} was tokenized with another {key}; "
                 "give another directory, or remove this one"
             )
-        if entry.shard != shard or entry.problem(base, self._type):
+        if record.entry.shard != shard or record.entry.problem(base, self._type):
             return None
-        return entry
+        return record.entry
 
     def write(self, name: str, number: int, shard: Shard) -> Entry:
         """Tokenize one shard. Raises ConfigError for a fault that fails, Unavailable, or OSError."""
@@ -96,24 +98,24 @@ class Writer:
                 done = end
             offsets = np.zeros(done + 1, "<i8")
             np.cumsum(np.concatenate(lengths), out=offsets[1:])
+            remove(base.with_suffix(".json"))  # it must not vouch for the files that come now
             with _whole(base.with_suffix(".offsets")) as file:
                 file.write(offsets)
         digests = {".tokens": tokens.digest.hexdigest(), ".offsets": file.digest.hexdigest()}
         entry = Entry(*shard, done, int(offsets[-1]), dict(faults), dropped, digests)
-        record = {"terms": terms(self._data, name, self._encoder.fingerprint), "entry": asdict(entry)}
-        _write_json(base.with_suffix(".json"), record)
+        _write_json(base.with_suffix(".json"), asdict(Record(self._terms[name], entry)))
         return entry
 
     def finish(self, corpora: dict[str, list[Entry]]) -> None:
         """Write the manifest: everything that it names is durable."""
-        values = {
-            name: {
-                "terms": terms(self._data, name, self._encoder.fingerprint),
-                "shards": [asdict(entry) for entry in entries],
-            }
-            for name, entries in corpora.items()
-        }
+        values = {name: asdict(Written(self._terms[name], entries)) for name, entries in corpora.items()}
         _write_json(self._directory / MANIFEST, {"corpora": values})
+
+
+def remove(path: Path) -> None:
+    """Take a file away for good, if it is there."""
+    path.unlink(missing_ok=True)
+    _make_names_durable(path.parent)
 
 
 class _Digested:
@@ -160,11 +162,15 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    _make_names_durable(path.parent)
+
+
+def _make_names_durable(directory: Path) -> None:
+    opened = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(opened)
     finally:
-        os.close(directory)
+        os.close(opened)
 
 
 def _batches(found: Iterator[tuple[int, str]]) -> Iterator[dict[int, str]]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -65,7 +66,7 @@ def read(source: Source, step: int = 70_000) -> bytes:
 
 def kept(tmp_path: Path) -> list[Path]:
     """Whole copies, once nothing is being written any more."""
-    directory = tmp_path / "cache" / "shards"
+    directory = tmp_path / "cache" / "trainyard-shards"
     until = time.monotonic() + 10
     while list(directory.glob("*.part")) and time.monotonic() < until:
         time.sleep(0.01)
@@ -92,7 +93,7 @@ def test_what_lies_far_ahead_of_a_growing_copy_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "NEAR_BYTES", 0)
-    directory = tmp_path / "cache" / "shards"
+    directory = tmp_path / "cache" / "trainyard-shards"
     with closing(copies(tmp_path).open(shard(0))):
         pass
     [copy] = kept(tmp_path)
@@ -129,6 +130,39 @@ def test_copies_read_longest_ago_make_room(tmp_path: Path) -> None:
         assert read(own.open(shard(number))) == content(number)
         kept(tmp_path)
     assert sorted(path.read_bytes()[:2] for path in kept(tmp_path)) == [b"0 ", b"2 "]
+    assert told(tmp_path) == []
+
+
+def test_files_that_are_no_copies_are_left_alone(tmp_path: Path) -> None:
+    own = copies(tmp_path, SIZE_BYTES)
+    theirs = [tmp_path / "cache" / name for name in ("shards/a.jsonl", "trainyard-shards/a")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content(3))
+    for number in (0, 1):
+        assert read(own.open(shard(number))) == content(number)
+        kept(tmp_path)
+    assert [path.read_bytes() for path in theirs] == [content(3)] * 2
+    assert told(tmp_path) == []
+
+
+def test_copies_that_are_done_while_room_is_made_trouble_nobody(tmp_path: Path, store: Any) -> None:
+    own = copies(tmp_path)
+    listed = [Shard(f"memory://cache/small/{number}.jsonl", 7) for number in range(300)]
+    for each in listed:
+        store.pipe_file(each.address.removeprefix("memory:/"), b"content")
+
+    def read_every_eighth(first: int) -> None:
+        for each in listed[first::8]:
+            with closing(own.open(each)) as source:
+                source.read_at(0, 7)
+
+    threads = [threading.Thread(target=read_every_eighth, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(kept(tmp_path)) == 300
     assert told(tmp_path) == []
 
 
@@ -216,7 +250,7 @@ def test_a_writer_that_is_killed_leaves_a_part_that_the_next_one_replaces(tmp_pa
     writer = another(tmp_path, stops_at=500_000, pause=60)
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
-    [part] = (tmp_path / "cache" / "shards").iterdir()
+    [part] = (tmp_path / "cache" / "trainyard-shards").iterdir()
     assert part.stat().st_size == 500_000
     assert read(copies(tmp_path).open(shard(0))) == content(0)
     [copy] = kept(tmp_path)

@@ -97,6 +97,24 @@ def test_a_damaged_file_counts_as_what_can_be_read_of_it(tmp_path: Path, reading
     assert census.text_share(shard, 1000, reading) == pytest.approx(1000 / len(readable), rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
+def test_a_shard_that_goes_away_counts_as_what_was_read_of_it(
+    tmp_path: Path, tokenizer: DocumentTokenizer, reading: Reading, name: str
+) -> None:
+    shard = write(tmp_path / name, sentences(2000))
+    damages: list[Damage] = []
+
+    def kept(texts: dict[int, str]) -> dict[int, str]:
+        (tmp_path / name).unlink(missing_ok=True)
+        return texts
+
+    found = census.count(
+        shard, "text", tokenizer, reading, on_damage=damages.append, kept=kept, most_text_bytes=1
+    )
+    assert (found.share, found.documents) == (1.0, census.DOCUMENTS_PER_COUNT)
+    assert [(damage.kind, damage.document) for damage in damages] == [("store", census.DOCUMENTS_PER_COUNT)]
+
+
 def test_sampled_shards_are_spread_over_the_listing() -> None:
     shards = [Shard(f"{number:04d}.jsonl", 1) for number in range(1000)]
     chosen = [int(shard.address[:4]) for shard in census.sampled(shards)]

@@ -14,9 +14,11 @@ from configs.compose import compose
 from configs.schema import Config, ConfigError
 from trainer import corpora
 from trainer.corpora import load_corpora, steps_of
+from trainer.data.lanes import Cursor, Lane
 from trainer.data.listing import list_shards
 from trainer.data.shards import Reading, documents
 from trainer.data.tokenizer import DocumentTokenizer
+from trainer.data.workers import Workers
 from trainer.distributed import World
 
 
@@ -44,6 +46,19 @@ def test_the_corpus_with_the_largest_weight_is_read_as_often_as_asked(
     assert loaded.epoch_tokens == tokens
     rows = steps_of(config, loaded) * config.global_batch
     assert 0.7 * rows * config.model.sequence_length == pytest.approx(2 * tokens, rel=0.02)
+
+
+def test_packed_rows_are_counted_with_their_padding(site: Site, world: World) -> None:
+    config = config_of(site, "data.packing=best_fit", "model.sequence_length=40")
+    loaded = load_corpora(site.root, config, world)
+    rows, corpus = 0, loaded.train["legal"]
+    for number in range(config.data.lanes):
+        options = {"sequence_length": 40, "seed": 0, "cursor": Cursor(), "workers": Workers(0)}
+        lane = Lane("legal", number, corpus, config.data, **options)
+        while lane.mark.epoch == 0:
+            lane.take(1)
+            rows += 1
+    assert loaded.epoch_tokens == pytest.approx(40 * rows, rel=0.03)
 
 
 def test_a_long_count_that_meets_often_gives_the_same_number(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,15 @@ import zstandard
 from faulty_store import Fault, Proxy, proxy_of
 from support import sentences
 
-from configs.text import Faults, Retry
-from trainer.data import patience, shards, stores
+from configs.text import Cache, Faults, Retry
+from trainer.data import cache, patience, shards, stores
 from trainer.data.blocks import Place
 from trainer.data.damage import Damage, DamagedShard, DamageReport, Unavailable
+from trainer.data.gzips import PIECE_BYTES
 from trainer.data.listing import Shard, list_shards
+from trainer.data.pieces import pieces
 from trainer.data.shards import Reading, documents, spans
+from trainer.data.stores import Reader
 
 WHY = "A FAILING STORE WAS NOT TESTED: that needs moto[server] and s3fs"
 TEXTS = sentences(9000)
@@ -131,11 +136,47 @@ def test_a_damaged_file_loses_what_is_damaged_or_ends_the_run(
         assert damage.document == len(found)
 
 
+def test_a_parquet_file_with_any_bytes_damaged_is_damage(tmp_path: Path) -> None:
+    path, chance = tmp_path / "a.parquet", random.Random(0)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "number": [1, 2]}), path)
+    whole = path.read_bytes()
+    damages: list[Damage] = []
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data)
+        damages += read(shard_of(path))[1]
+    assert {damage.kind for damage in damages} == {"document", "shard"}
+
+
+@pytest.mark.parametrize("text", [b"\n", b"a b\n"])
+def test_a_zstd_file_that_unfolds_without_end_comes_in_small_pieces(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(zstandard.compress(text * (40 << 20)))
+    with closing(Reader(stores.LocalSource(str(path), shard_of(path), RETRY))) as reader:
+        lengths = [len(piece) for piece in pieces(reader, ".txt.zst", 0)]
+    assert sum(lengths) == len(text) * (40 << 20)
+    assert max(lengths) <= PIECE_BYTES
+
+
 def test_a_file_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
     began = time.perf_counter()
     found, [damage] = read(Shard(f"file://{tmp_path}/gone.jsonl", 100), Retry())
     assert (found, damage.kind, damage.document) == ({}, "store", 0)
     assert time.perf_counter() - began < 0.4  # before the first pause
+
+
+def test_a_store_that_failed_is_not_waited_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n')
+    shard, reading, damages = shard_of(path), Reading(RETRY), list[Damage]()
+    path.rename(tmp_path / "away")
+    assert not list(documents(shard, "text", damages.append, reading))
+    (tmp_path / "away").rename(path)
+    assert not list(documents(shard, "text", damages.append, reading))
+    assert [damage.kind for damage in damages] == ["store", "store"]
+    assert len(list(documents(shard, "text", damages.append, Reading(RETRY)))) == 1
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json.gz"])
@@ -281,7 +322,7 @@ def test_a_store_that_fails_may_be_skipped_by_order_of_the_user(proxy: Proxy, sh
 
 def test_a_file_that_is_gone_from_its_store_is_told_at_once(proxy: Proxy, shard: Shard) -> None:
     put(proxy, b"").rm_file("texts/a.jsonl")
-    found, [damage] = read(shard, Retry(attempts=50))
+    found, [damage] = read(shard, Retry(attempts=12, timeout_seconds=5))
     assert (found, damage.kind) == ({}, "store")
     assert "FileNotFoundError" in damage.reason
 
@@ -289,7 +330,7 @@ def test_a_file_that_is_gone_from_its_store_is_told_at_once(proxy: Proxy, shard:
 @pytest.mark.parametrize("same_size", [True, False])
 def test_a_file_with_another_version_or_size_has_changed(proxy: Proxy, shard: Shard, same_size: bool) -> None:
     put(proxy, b"".join(reversed(LINES)) if same_size else b"".join(LINES[1:]))
-    found, [damage] = read(shard, Retry(attempts=50))
+    found, [damage] = read(shard, Retry(attempts=12, timeout_seconds=5))
     assert (found, damage.kind) == ({}, "changed")
     assert ("is version" if same_size else "bytes, had") in damage.reason
 
@@ -338,3 +379,22 @@ def test_http_without_ranges_or_sizes_is_read_from_the_beginning(
         assert [shard.size_bytes for shard in shards] == [len(Plain.packed) if name == "sized" else None]
         assert read(shards[0]) == (WHOLE, [])
         server.shutdown()
+
+
+def test_http_without_sizes_that_ends_early_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "NEAR_BYTES", 0)
+    size = len(Plain.packed) + 1000
+    with ThreadingHTTPServer(("127.0.0.1", 0), Plain) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        shard = Shard(f"http://127.0.0.1:{server.server_address[1]}/any.json.gz", size)
+        for copies in (None, cache.Copies(Cache(directory=str(tmp_path)), RETRY, tmp_path)):
+            damages: list[Damage] = []
+            list(documents(shard, "text", damages.append, Reading(RETRY, copies)))
+            reason = f"has {len(Plain.packed)} bytes, had {size} when the run began"
+            assert [(damage.kind, damage.reason) for damage in damages] == [("changed", reason)]
+        server.shutdown()
+    for writer in (thread for thread in threading.enumerate() if thread.name == "copy"):
+        writer.join(10)
+        assert not writer.is_alive()

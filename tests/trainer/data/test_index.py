@@ -215,11 +215,12 @@ def test_a_shard_that_is_read_for_a_while_gets_an_index_in_the_background(
 def test_indexes_lie_with_the_copies_of_shards_or_in_the_run(tmp_path: Path) -> None:
     corpora = {"x": {"train": "a.json.gz"}}
     cache = {"directory": str(tmp_path / "cache")}
-    for options, directory in (({}, tmp_path / "run"), ({"cache": cache}, tmp_path / "cache")):
+    in_run, in_cache = tmp_path / "run" / "index", tmp_path / "cache" / "trainyard-index"
+    for options, directory in (({}, in_run), ({"cache": cache}, in_cache)):
         reading = Reading.of(Data.model_validate({"corpora": corpora} | options), tmp_path / "run")
         assert reading.indexes is not None
-        assert reading.indexes.place(Shard("file:///a.json.gz", 1)).parent == directory / "index"
-        assert (reading.copies is None) == (directory.name == "run")
+        assert reading.indexes.place(Shard("file:///a.json.gz", 1)).parent == directory
+        assert (reading.copies is None) == (directory == in_run)
 
 
 class reading:

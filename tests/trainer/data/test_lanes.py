@@ -19,14 +19,18 @@ from support import sentences
 from configs.schema import ConfigError, Data
 from trainer.data.blocks import Tokens
 from trainer.data.damage import Damage
-from trainer.data.lanes import BALANCED_UNITS_PER_LANE, Cursor, Lane
+from trainer.data.lanes import BALANCED_UNITS_PER_LANE, Cursor, Lane, permutation
 from trainer.data.listing import Shard, list_shards
+from trainer.data.order import Order
+from trainer.data.packing import PADDING
 from trainer.data.shards import Reading
 from trainer.data.texts import TextCorpus
 from trainer.data.tokenizer import DocumentTokenizer
 from trainer.data.workers import Workers
 
 DAMAGED = b"{damaged\n"
+PERMUTATION = [2, 4, 5, 1, 0, 3, 6, 7]
+SOURCES = ([0, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1], [1, 2, 3, 0, 0, 1, 2, 3, 2, 3, 0, 1, 3, 0, 1, 2])
 
 
 def line(text: str) -> bytes:
@@ -227,6 +231,34 @@ def test_documents_are_shuffled_within_the_window_and_no_further(
 def test_a_window_of_one_keeps_the_order_of_the_file(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
     texts = sentences(40)
     assert order_of(write(tmp_path, [texts]), tokenizer, window=1) == texts
+
+
+def test_every_block_has_its_own_order(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
+    shards = write(tmp_path, [[f"{shard}.{number}" for number in range(40)] for shard in range(2)])
+    found = order_of(shards, tokenizer, window=10)
+    orders = [tuple(int(text.split(".")[1]) % 10 for text in found[at : at + 10]) for at in range(0, 80, 10)]
+    assert len(set(orders)) == 8
+
+
+def test_the_order_of_shards_depends_on_the_seed(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
+    shards = write(tmp_path, [[f"{shard}."] for shard in range(12)])
+    assert len({tuple(order_of(shards, tokenizer, seed=seed)) for seed in range(3)}) == 3
+
+
+def test_packed_rows_of_a_block_are_not_in_the_order_of_packing(
+    tmp_path: Path, tokenizer: DocumentTokenizer
+) -> None:
+    lane = open_lane(write(tmp_path, [sentences(200)]), tokenizer, window=200, length=60, packing="best_fit")
+    used = (lane.take(60)[0] != PADDING).sum(axis=1)
+    assert (np.diff(used) > 0).sum() > 10  # the fullest are made first
+
+
+def test_the_order_of_rows_is_the_one_of_this_version() -> None:
+    """What this pins down may only change together with ORDER in trainer/corpora.py."""
+    assert permutation(8, 7, "corpus", 0).tolist() == PERMUTATION
+    data = Data(corpora={"a": {"train": "x", "weight": 0.7}, "b": {"train": "x", "weight": 0.3}}, lanes=4)
+    corpora, lanes = Order(data, 16, seed=3).sources(0, 16)
+    assert (corpora.tolist(), lanes.tolist()) == SOURCES
 
 
 def test_the_order_depends_on_seed_and_corpus(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:

@@ -33,6 +33,21 @@ def test_globs_and_paths_are_listed_once_in_order_of_address(tmp_path: Path) -> 
     assert listed[0].size_bytes == (tmp_path / "a.jsonl").stat().st_size
 
 
+def test_a_file_with_glob_characters_in_its_name_is_that_file(tmp_path: Path) -> None:
+    for name in ("a[1].jsonl", "a1.jsonl", "b?.jsonl", "bb.jsonl", "c*.jsonl", "cc.jsonl"):
+        write(tmp_path / name)
+    named = ["a[1].jsonl", "b?.jsonl", "c*.jsonl"]
+    assert names(list_shards(KEY, [f"{tmp_path}/{name}" for name in named])) == named
+    assert names(list_shards(KEY, [f"{tmp_path}/a[12].jsonl"])) == ["a1.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["zip://*.jsonl::{}/a.zip", "@simplecache::file://{}/list", "@{}/list"])
+def test_a_chained_address_is_refused_by_name(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "list").write_text("zip://a.jsonl::a.zip\n")
+    with pytest.raises(ConfigError, match=rf"{KEY}=.*::.*: addresses chained with ::"):
+        list_shards(KEY, [pattern.format(tmp_path)])
+
+
 def test_a_link_to_a_shard_is_a_shard(tmp_path: Path) -> None:
     target = write(tmp_path / "blob.jsonl")
     (tmp_path / "linked").mkdir()

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import resource
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from support import Site, event_names, sentences, write_shard
 
 from configs.compose import compose
 from configs.schema import Config, ConfigError
-from configs.text import Faults
-from trainer.data.blocks import Corpus, Tokens
+from configs.text import Faults, Retry
+from trainer.data.blocks import Block, Corpus, Place, Tokens
 from trainer.data.damage import DamagedShard, DamageReport, Unavailable
 from trainer.data.lanes import Cursor
 from trainer.data.listing import Shard, list_shards
@@ -188,6 +189,7 @@ def test_a_rank_reads_only_its_own_lanes(base: Config, tokenizer: DocumentTokeni
     for rank in range(4):
         with closing(open_loader(config, tokenizer, tmp_path, rank, 4)) as loader:
             cursors = [loader.next_batch().position.cursors for _ in range(20)][-1]
+            assert {lane.number for lane in loader._lanes.values()} == {lane for _, lane in cursors}
         seen.append({lane for _, lane in cursors})
     assert sorted(lane for lanes in seen for lane in lanes) == list(range(8))
 
@@ -256,6 +258,33 @@ def test_a_caller_may_give_up_waiting_for_a_batch(
 ) -> None:
     with closing(open_loader(with_options(base, global_batch=1_000_000), tokenizer, tmp_path)) as loader:
         assert loader.next_batch(give_up=lambda: True) is None
+
+
+class Stuck:
+    """A corpus in a store that does not answer."""
+
+    addresses = ("s3://away/1.json.gz",)
+    documents_per_encode = 1
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def blocks(self, shard: int, part: int, parts: int, start: Place) -> Iterator[Block]:
+        self.over.wait(60)
+        yield from ()
+
+
+def test_a_loader_that_cannot_go_on_says_what_it_waits_for(base: Config) -> None:
+    impatient = Retry(attempts=1, timeout_seconds=0.1, stall_seconds=0.5)
+    stuck = {name: Stuck() for name in base.data.corpora}
+    config = with_options(base, retry=impatient)
+    with closing(Loader(config, stuck, rank=0, world_size=1, position=START)) as loader:
+        with pytest.raises(
+            Unavailable, match=r"stall_seconds=0\.5: .* lane \d+, reading s3://away/1\.json\.gz"
+        ):
+            loader.next_batch()
+        for corpus in stuck.values():
+            corpus.over.set()
 
 
 def test_close_ends_the_thread_while_the_queue_is_full(

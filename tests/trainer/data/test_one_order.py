@@ -49,7 +49,7 @@ def corpora_of(config: Config, tokenizer: DocumentTokenizer) -> dict[str, Corpus
     for name, corpus in config.data.corpora.items():
         shards = list_shards(f"data.corpora.{name}.train", corpus.train or [])
         if config.data.tokenized:
-            found[name] = TokenizedCorpus.open(config.data, name, shards, tokenizer)
+            found[name] = TokenizedCorpus.open(config.data, name, shards, {}, tokenizer)
         else:
             report, reading = DamageReport(run, config.data.faults, 0), Reading.of(config.data, run)
             found[name] = TextCorpus(shards, "text", config.data.shuffle_window, tokenizer, report, reading)

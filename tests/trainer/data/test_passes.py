@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Generator
 
 import pytest
@@ -97,6 +99,22 @@ def test_every_reader_meets_an_error_at_its_place() -> None:
         assert numbers(reader, 7) == list(range(7))
         with pytest.raises(OSError, match="store away"):
             next(reader)
+
+
+def test_an_error_that_was_met_keeps_nothing_of_the_pass() -> None:
+    gc.disable()
+    try:
+        shard, shared = Shard(fails_at=7), Passes()
+        reader = shared.read("a", 0, REACH, shard.begin)
+        numbers(reader, 6)
+        [[one]] = shared._running.values()
+        left = weakref.ref(one)
+        del one
+        with pytest.raises(OSError, match="store away"):
+            numbers(reader)
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_may_read_a_pass_at_the_same_time() -> None:

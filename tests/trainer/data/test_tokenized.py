@@ -15,12 +15,14 @@ from support import sentences
 from transformers import AutoTokenizer
 
 from configs.schema import ConfigError, Data
+from trainer.data import tokenized_writer
 from trainer.data.blocks import Corpus, Place, Tokens
 from trainer.data.damage import DamagedShard, Unavailable
 from trainer.data.decontaminate import Decontamination, HeldOut
 from trainer.data.lanes import Cursor, Lane
 from trainer.data.listing import Shard, list_shards
 from trainer.data.shards import Reading
+from trainer.data.sources import MOST_DAMAGED, Shards, first_texts, list_corpora
 from trainer.data.texts import TextCorpus
 from trainer.data.tokenized import MANIFEST, Entry, TokenizedCorpus, base_of, id_type
 from trainer.data.tokenized_writer import UNFINISHED, Writer
@@ -56,12 +58,29 @@ def shards_of(data: Data) -> list[Shard]:
     return list_shards("data.corpora.x.train", data.corpora["x"].train or [])
 
 
+def held_out_of(data: Data) -> Shards:
+    return {
+        name: list_shards(f"data.corpora.{name}.validation", corpus.validation)
+        for name, corpus in data.corpora.items()
+        if corpus.validation
+    }
+
+
+def writer_of(
+    data: Data,
+    tokenizer: DocumentTokenizer,
+    decontamination: Decontamination | None = None,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
+) -> Writer:
+    directory = Path(data.tokenized or "")
+    return Writer(directory, data, held_out_of(data), tokenizer.encoder, decontamination, on_tokens)
+
+
 def tokenize(
     data: Data, tokenizer: DocumentTokenizer, decontamination: Decontamination | None = None
 ) -> list[Entry]:
-    directory = Path(data.tokenized or "")
-    directory.mkdir(exist_ok=True)
-    writer = Writer(directory, data, tokenizer.encoder, decontamination, lambda tokens: None)
+    Path(data.tokenized or "").mkdir(exist_ok=True)
+    writer = writer_of(data, tokenizer, decontamination)
     entries = [writer.write("x", number, shard) for number, shard in enumerate(shards_of(data))]
     writer.finish({"x": entries})
     return entries
@@ -75,7 +94,7 @@ def written(text: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Doc
 
 
 def tokenized(data: Data, tokenizer: DocumentTokenizer) -> TokenizedCorpus:
-    return TokenizedCorpus.open(data, "x", shards_of(data), tokenizer)
+    return TokenizedCorpus.open(data, "x", shards_of(data), held_out_of(data), tokenizer)
 
 
 def as_text(
@@ -183,7 +202,8 @@ def test_a_fault_that_fails_leaves_no_file(text: Path, tmp_path: Path, tokenizer
 def test_a_store_that_fails_never_makes_a_shorter_shard(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     data = data_of(tmp_path, tmp_path / "out", faults={"store": "skip"})
-    writer = Writer(tmp_path / "out", data, tokenizer.encoder, None, lambda tokens: None)
+    data.corpora["x"].validation = None
+    writer = writer_of(data, tokenizer)
     gone = Shard(f"file://{tmp_path}/gone.jsonl", 14)
     with pytest.raises(Unavailable, match=r"gone\.jsonl, document 0: "):
         writer.write("x", 0, gone)
@@ -212,7 +232,14 @@ def cut_short(directory: Path) -> None:
     [
         (shutil.rmtree, "no such directory"),
         (lambda out: (out / MANIFEST).unlink(), "not finished, run `trainyard tokenize` again"),
-        (lambda out: (out / MANIFEST).write_text("{"), "manifest.json cannot be read: "),
+        (lambda out: (out / MANIFEST).write_text("{"), "manifest.json is damaged; run "),
+        (lambda out: (out / MANIFEST).write_text("[]"), "manifest.json is damaged; run "),
+        (lambda out: (out / MANIFEST).write_text('{"corpora": []}'), "manifest.json is damaged; run "),
+        (lambda out: (out / MANIFEST).write_text('{"corpora": {"x": {}}}'), "manifest.json is damaged; run "),
+        (
+            lambda out: (out / MANIFEST).write_text('{"corpora": {"x": {"terms": null, "shards": [{}]}}}'),
+            "manifest.json is damaged; run ",
+        ),
         (lambda out: (out / MANIFEST).write_text('{"corpora": {}}'), "corpus x is not in it; run "),
         (cut_short, "00001.tokens has "),
         (lambda out: base_of(out, "x", 0).with_suffix(".offsets").unlink(), "00000.offsets is missing; run "),
@@ -236,7 +263,7 @@ def test_other_text_and_other_settings_are_refused_by_name(
 ) -> None:
     def refused(data: Data, shards: list[Shard], by: DocumentTokenizer = tokenizer) -> str:
         with pytest.raises(ConfigError) as caught:
-            TokenizedCorpus.open(data, "x", shards, by)
+            TokenizedCorpus.open(data, "x", shards, held_out_of(data), by)
         return str(caught.value).removeprefix(f"data.tokenized={written.tokenized}: ")
 
     shards = shards_of(written)
@@ -268,12 +295,70 @@ def test_other_held_out_text_is_refused_where_it_decided(
         tokenized(data, tokenizer)
 
 
+def test_held_out_text_that_grew_is_refused_where_it_decided(
+    tmp_path: Path, tokenizer: DocumentTokenizer
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    held_out = tmp_path / "held-out.json"
+    held_out.write_text('{"text": "two"}\n')
+    corpora = {"x": {"train": f"{tmp_path}/a.jsonl", "validation": f"{tmp_path}/held*"}}
+    data = data_of(tmp_path, tmp_path / "out", corpora=corpora, decontaminate="exact")
+    tokenize(data, tokenizer, Decontamination(HeldOut.of(["two"], "exact")))
+    tokenized(data, tokenizer)
+    held_out.write_text('{"text": "two"}\n{"text": "one"}\n')
+    with pytest.raises(ConfigError, match=r"another data\.corpora\.x\.validation"):
+        tokenized(data, tokenizer)
+    with pytest.raises(ConfigError, match=r"another data\.corpora\.x\.validation"):
+        writer_of(data, tokenizer).finished("x", 0, shards_of(data)[0])
+
+
+def test_the_record_of_a_shard_does_not_outlive_its_tokens(
+    tmp_path: Path, tokenizer: DocumentTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, word in (("a", "aaa"), ("b", "bbb")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{word}"}}\n')
+    corpora = {"x": {"train": f"{tmp_path}/*.jsonl"}}
+    data = data_of(tmp_path, tmp_path / "out", corpora=corpora)
+    first, second = shards_of(data)
+    writer = writer_of(data, tokenizer)
+    writer.write("x", 0, second)
+
+    def killed(path: Path, values: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenized_writer, "_write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write("x", 0, first)
+    assert writer.finished("x", 0, second) is None
+
+
+def test_tokens_written_anew_under_a_reader_are_not_read(
+    text: Path, tmp_path: Path, tokenizer: DocumentTokenizer
+) -> None:
+    data = data_of(text, tmp_path / "out")
+    tokenize(data, tokenizer)
+    corpus = tokenized(data, tokenizer)
+    tokenize(data, tokenizer)
+    with pytest.raises(DamagedShard, match=r"00000\.tokens: changed since "):
+        next(corpus.blocks(0, 0, 1, Place()))
+
+
+def test_first_texts_are_not_looked_for_in_all_of_a_damaged_corpus(tmp_path: Path) -> None:
+    damaged = '{"body": "x"}\n' * (MOST_DAMAGED + 1)
+    (tmp_path / "a.jsonl").write_text(damaged + '{"text": "beyond"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "of another corpus"}\n')
+    corpora = {name: {"train": f"{tmp_path}/{name}.jsonl"} for name in "ab"}
+    data = data_of(tmp_path, tmp_path / "out", corpora=corpora)
+    train, _ = list_corpora(data, [].append)
+    assert list(first_texts(data, train, Reading.of(data, tmp_path))) == ["of another corpus"]
+
+
 def test_a_finished_shard_is_known_and_an_altered_one_is_not(
     text: Path, tmp_path: Path, tokenizer: DocumentTokenizer
 ) -> None:
     data = data_of(text, tmp_path / "out")
     entries = tokenize(data, tokenizer)
-    writer = Writer(tmp_path / "out", data, tokenizer.encoder, None, lambda tokens: None)
+    writer = writer_of(data, tokenizer)
     shards = shards_of(data)
     assert [writer.finished("x", number, shard) for number, shard in enumerate(shards)] == entries
     assert writer.finished("x", 0, shards[0]._replace(size_bytes=1)) is None
@@ -283,25 +368,22 @@ def test_a_finished_shard_is_known_and_an_altered_one_is_not(
     other = data.model_copy(deep=True)
     other.corpora["x"].text_field = "body"
     with pytest.raises(ConfigError, match=r"another data\.corpora\.x\.text_field; give another directory"):
-        Writer(tmp_path / "out", other, tokenizer.encoder, None, lambda tokens: None).finished(
-            "x", 0, shards[0]
-        )
+        writer_of(other, tokenizer).finished("x", 0, shards[0])
 
 
 def test_two_processes_do_not_write_one_shard(
     text: Path, tmp_path: Path, tokenizer: DocumentTokenizer
 ) -> None:
     data = data_of(text, tmp_path / "out")
-    writers = [Writer(tmp_path / "out", data, tokenizer.encoder, None, lambda tokens: None) for _ in range(2)]
     [shard, *_] = shards_of(data)
     refusals = []
 
     def meanwhile(tokens: int) -> None:
         with pytest.raises(ConfigError, match=r"another process is writing .*00000\.tokens$") as caught:
-            writers[1].write("x", 0, shard)
+            writer_of(data, tokenizer).write("x", 0, shard)
         refusals.append(caught)
 
-    first = Writer(tmp_path / "out", data, tokenizer.encoder, None, meanwhile)
+    first = writer_of(data, tokenizer, on_tokens=meanwhile)
     entry = first.write("x", 0, shard)
     assert refusals
     assert first.finished("x", 0, shard) == entry
