@@ -8,7 +8,7 @@ from support import Site, event_names, metrics
 
 from cluster import events
 
-STEPS = 16
+STEPS = 32
 
 
 def test_overflowing_steps_are_skipped_until_the_scale_fits(site: Site) -> None:
