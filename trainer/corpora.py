@@ -153,7 +153,8 @@ def _choose_engine(
             engine = tokenizer.engine
             if not same:
                 kept.write_text(json.dumps({"terms": terms, "engine": engine}))
-            events.record(run, "tokenizer_engine", engine=engine, reason=reason)
+            why = {} if reason is None else {"reason": reason}
+            events.record(run, "tokenizer_engine", engine=engine, **why)
     failure, engine = world.from_main((failure, engine))
     if failure is not None:
         raise failure
