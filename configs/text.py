@@ -110,7 +110,8 @@ class Data(Section):
     """Which training documents are dropped: those equal to a held-out document, or those that share 13
     words in a row with one as well."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
-    """Threads of a rank that read and tokenize ahead; 0 does it in the thread that packs."""
+    """Threads of a rank that read and tokenize ahead; 0 does it in the thread that packs, as for tokenized
+    corpora."""
     prefetch_batches: Size = 8
     """Batches a rank prepares ahead of the loop; as many more are under way."""
     faults: Faults = Faults()

@@ -133,7 +133,8 @@ class Loader:
         for (name, lane), cursor in self._begun_at.items():
             self._dealt[self._order.corpora.index(name) * config.data.lanes + lane] = cursor.rows
         self._waiting_for: Lane | None = None
-        self._workers = Workers(config.data.workers)
+        # Tokens are read faster than handed from thread to thread.
+        self._workers = Workers(0 if config.data.tokenized else config.data.workers)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.data.prefetch_batches)
         self._closed = threading.Event()
         _allow_open_files(len(corpora) * config.data.lanes)
