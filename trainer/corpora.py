@@ -152,7 +152,7 @@ def _choose_engine(
         else:
             engine = tokenizer.engine
             if not same:
-                kept.write_text(json.dumps({"terms": terms, "engine": engine}))
+                _keep(kept, json.dumps({"terms": terms, "engine": engine}))
             why = {} if reason is None else {"reason": reason}
             events.record(run, "tokenizer_engine", engine=engine, **why)
     failure, engine = world.from_main((failure, engine))
@@ -236,9 +236,7 @@ def _frozen_list(run: Path, config: Config, on_damage: Callable[[Damage], None])
             split: {name: [list(shard) for shard in shards] for name, shards in found.items()}
             for split, found in named.items()
         }
-        written = kept.with_suffix(".new")
-        written.write_text(json.dumps(values))
-        written.replace(kept)
+        _keep(kept, json.dumps(values))
         return train, held_out
     values = json.loads(kept.read_text())
     train, held_out = (
@@ -255,6 +253,13 @@ def _frozen_list(run: Path, config: Config, on_damage: Callable[[Damage], None])
             if shard not in present:
                 on_damage(Damage("changed", shard.address, 0, "changed since the run began"))
     return train, held_out
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a file for the attempts to come, whole or not at all."""
+    written = path.with_suffix(".new")
+    written.write_text(text)
+    written.replace(path)
 
 
 def _largest(config: Config, names: Iterable[str]) -> str:
@@ -288,9 +293,7 @@ def _epoch_tokens(run: Path, config: Config, world: World, name: str, corpus: Co
         field = config.data.corpora[name].text_field
         raise ConfigError(f"data.corpora.{name}.train: no readable document with text in its field {field}")
     if world.main:
-        written = kept.with_suffix(".new")
-        written.write_text(str(total))
-        written.replace(kept)
+        _keep(kept, str(total))
     return total
 
 
