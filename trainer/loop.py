@@ -43,7 +43,7 @@ def train(session: Session, stop: StopNotice) -> int:
                 # Ranks' gradients are averaged: times world size, over all target tokens, is the mean.
                 strategy.backward(loss * (world.size / tokens))
             loss_sum += loss.detach()
-        session.stepped(strategy.step(lr), batch.position, tokens)
+        session.stepped(strategy.step(lr), batch, tokens)
 
         last = session.step == session.steps
         if last or _every(config.log_every_steps, session.step):

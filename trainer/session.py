@@ -53,8 +53,8 @@ class Session:
     damage: DamageReport
     """What was skipped in the text."""
     decontamination: Decontamination | None
-    position: Position
-    """How far the data has been consumed."""
+    began: Position
+    """How far the data had been consumed when this attempt began."""
     module: nn.Module
     strategy: Strategy
     loader: Loader
@@ -71,8 +71,15 @@ class Session:
     """Results of the newest evaluation, and the step that it was made at."""
     epochs: dict[str, int] = field(default_factory=dict)
     """Times that each corpus was read to its end, as far as told."""
+    batch: Batch | None = None
+    """The one that was consumed last."""
     saved_step: int = 0
     saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def position(self) -> Position:
+        """How far the data has been consumed; worked out from hundreds of lanes, so not at every step."""
+        return self.began if self.batch is None else self.batch.position
 
     @property
     def save_is_due(self) -> bool:
@@ -95,13 +102,14 @@ class Session:
         self.throughput.data_seconds += time.perf_counter() - began
         return batch
 
-    def stepped(self, grad_norm: Tensor, position: Position, tokens: int) -> None:
-        """Take note of a step on so many target tokens. Raises Diverged if fp16 gradients overflow even
-        without a loss scale."""
-        self.step, self.position, self.grad_norm = self.step + 1, position, grad_norm
+    def stepped(self, grad_norm: Tensor, batch: Batch, tokens: int) -> None:
+        """Take note of a step on a batch with so many target tokens.
+
+        Raises Diverged if fp16 gradients overflow even without a loss scale.
+        """
+        self.step, self.batch, self.grad_norm = self.step + 1, batch, grad_norm
         self.tokens += tokens
         self.throughput.add_step(tokens)
-        self._tell_epochs()
         loss_scale = self.strategy.progress().loss_scale
         self.skipped = loss_scale is not None and not math.isfinite(grad_norm.item())
         if loss_scale is not None and self.skipped:
@@ -110,7 +118,7 @@ class Session:
             self._check("loss_scale", loss_scale, least=1.0)
 
     def _tell_epochs(self) -> None:
-        """Record when a corpus begins again; its first lane stands for all, which differ by a few rows."""
+        """Record that corpora began again; their first lanes stand for all, which differ by a few rows."""
         if not self.world.main:  # which reads some rows of every first lane
             return
         for (corpus, lane), mark in self.position.marks.items():
@@ -120,6 +128,7 @@ class Session:
 
     def log_step(self, loss: float, lr: float) -> None:
         """Write a row of metrics. Raises Diverged instead if loss or gradient norm is not finite."""
+        self._tell_epochs()
         norm = self.grad_norm.item()
         if not self.skipped:
             self._check("loss", loss)
@@ -217,7 +226,7 @@ def open_session(run: Path, config: Config, world: World, attempt: int) -> Sessi
         fingerprints=corpora.fingerprints,
         damage=corpora.damage,
         decontamination=corpora.decontamination,
-        position=position,
+        began=position,
         module=module,
         strategy=strategy,
         loader=Loader(
